@@ -1,0 +1,1 @@
+"""The admin plane of capi, mounted at /admin by the composition root."""

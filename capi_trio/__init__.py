@@ -1,0 +1,1 @@
+"""The runtime of capi: hypercorn serves, httpx asks, trio supervises."""
