@@ -1,0 +1,1 @@
+"""Helpers shared by the tests: fakes, harnesses and laws. Not collected by pytest."""
