@@ -1,0 +1,65 @@
+"""The small part of ASGI that capi speaks: reading a body, sending a whole answer, dropping a connection."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypercorn.typing import HTTPResponseBodyEvent, HTTPResponseStartEvent
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
+
+    from capi_core.headers import Headers
+
+__all__ = ["BodyTooLargeError", "ClientGoneError", "ResetConnectionError", "header", "read_body", "respond"]
+
+
+class ClientGoneError(Exception):
+    """The client left before its request was complete: there is nobody to answer."""
+
+
+class BodyTooLargeError(Exception):
+    """The request's body is over the limit. What was read of it is dropped."""
+
+
+class ResetConnectionError(Exception):
+    """Raised by an app to drop the connection half-way, without a proper end of the answer."""
+
+
+def header(scope: HTTPScope, name: bytes) -> bytes | None:
+    """The first value of the request header `name` (lower case)."""
+    for field, value in scope["headers"]:
+        if field == name:
+            return value
+    return None
+
+
+async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, *, limit: int) -> bytes:
+    """Reads the whole request body, at most `limit` bytes.
+
+    Every handler reads the body before it answers: hypercorn's connection never finishes an answer while body
+    messages that nobody takes are queued. Raises `BodyTooLargeError` or `ClientGoneError`.
+    """
+    declared = header(scope, b"content-length")
+    if declared is not None and int(declared) > limit:
+        raise BodyTooLargeError
+    parts: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise ClientGoneError
+        part = message["body"]
+        size += len(part)
+        if size > limit:
+            raise BodyTooLargeError
+        parts.append(part)
+        if not message["more_body"]:
+            return b"".join(parts)
+
+
+async def respond(send: ASGISendCallable, status: int, headers: Headers, body: bytes) -> None:
+    """Sends a whole answer; `content-length` is added."""
+    length = (b"content-length", str(len(body)).encode())
+    await send(HTTPResponseStartEvent(type="http.response.start", status=status, headers=[length, *headers]))
+    await send(HTTPResponseBodyEvent(type="http.response.body", body=body, more_body=False))

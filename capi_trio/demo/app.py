@@ -1,0 +1,309 @@
+"""The demo provider as an ASGI application: routes, bodies, disconnects, and the record that tests read.
+
+Written for hypercorn's trio worker as it is: the body is read to its end before any answer, a watcher notices a
+client that leaves (`send` never says so), and the last message of a response is sent when the watcher is gone,
+because hypercorn reports its own end of the exchange as a disconnect.
+"""
+
+import enum
+import hmac
+import itertools
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Final, assert_never
+
+import trio
+from attrs import evolve, field, frozen
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+
+from capi_core.errors import Problem
+from capi_trio.asgi import ResetConnectionError
+from capi_trio.demo import catalog, chat, embeddings
+from capi_trio.demo.answers import Answer, Drop, Pause, Refused, Request, World, Write, json_answer, refusal
+
+__all__ = ["DemoProvider", "IdCounter", "Outcome", "RequestRecord"]
+
+_KEPT_RECORDS: Final = 256
+_MAX_BODY_BYTES: Final = 64 * 1024 * 1024
+
+
+class Outcome(enum.Enum):
+    """How a request ended. FAULTED: with an error, or cut short, because the caller asked for that fault."""
+
+    COMPLETED = "completed"
+    CLIENT_GONE = "client_gone"
+    FAULTED = "faulted"
+    CANCELLED = "cancelled"
+    """The server was stopped under it."""
+
+
+@frozen
+class RequestRecord:
+    """A request that has ended: what came, how it ended, and when (`trio.current_time`, seconds).
+
+    `body` is empty and `status` None when the client left before all of the body was there; `status` is also
+    None when it left before the response head.
+    """
+
+    method: str
+    path: str
+    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
+    body: bytes = field(repr=False)
+    status: int | None
+    outcome: Outcome
+    started: float
+    ended: float
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of the first header of that name (small letters), or None."""
+        return next((value for found, value in self.headers if found == name), None)
+
+
+class IdCounter:
+    """Ids that count up from 1: `prefix` + `seed` + a number. The same seed gives the same ids."""
+
+    def __init__(self, seed: str = "demo") -> None:
+        self._seed = seed
+        self._numbers = itertools.count(1)
+
+    def __call__(self, prefix: str) -> str:
+        return f"{prefix}{self._seed}{next(self._numbers):08d}"
+
+
+Handler = Callable[[Request, World], Answer]
+
+
+@frozen
+class Route:
+    """Who answers a path, and in which shape its refusals go out."""
+
+    method: str
+    handler: Handler
+    refuse: Callable[[Problem], Answer] = refusal
+
+
+def _models(_request: Request, _world: World) -> Answer:
+    return json_answer(catalog.listing())
+
+
+def _model(request: Request, _world: World) -> Answer:
+    return json_answer(catalog.find(request.path.partition(f"{_MODELS}/")[2]).describe())
+
+
+def _healthz(_request: Request, _world: World) -> Answer:
+    return json_answer({"status": "ok"})
+
+
+_HEALTH: Final = "/healthz"
+_MODELS: Final = "/models"
+_MODEL: Final = Route("GET", _model)
+# Paths without the `/v1` prefix, which may be there or not.
+_ROUTES: Final[Mapping[str, Route]] = {
+    catalog.CHAT_ENDPOINT: Route("POST", chat.answer),
+    catalog.EMBEDDINGS_ENDPOINT: Route("POST", embeddings.answer),
+    _MODELS: Route("GET", _models),
+    _HEALTH: Route("GET", _healthz),
+}
+
+
+class DemoProvider:
+    """The application.
+
+    `clock` gives Unix seconds; `new_id` a new id that starts with the prefix it is given. With `api_key`, requests
+    need it as their Bearer token. `pace_s` is the pause between content events of a stream, in seconds, unless the
+    request says otherwise. `requests` holds the latest `kept_records` requests that ended; `active` is how many
+    are in progress.
+
+    Nothing is raised out of a request but `ResetConnectionError`, and that only because the client asked for it.
+    """
+
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        new_id: Callable[[str], str] | None = None,
+        *,
+        api_key: str | None = None,
+        pace_s: float = 0.02,
+        kept_records: int = _KEPT_RECORDS,
+        max_body_bytes: int = _MAX_BODY_BYTES,
+    ) -> None:
+        self._world = World(clock, new_id or IdCounter(), pace_s)
+        self._api_key = api_key
+        self._max_body_bytes = max_body_bytes
+        self._changed = trio.Event()
+        self.active = 0
+        self.requests: deque[RequestRecord] = deque(maxlen=kept_records)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Waits until `condition` holds; it is asked again whenever a request begins or ends."""
+        while not condition():
+            await self._changed.wait()
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """The ASGI entry point. Raises `ResetConnectionError` for the fault of that kind."""
+        match scope["type"]:
+            case "http":
+                await self._http(scope, receive, send)
+            case "lifespan":
+                await _lifespan(receive, send)
+            case "websocket":
+                await send({"type": "websocket.close", "code": 1000, "reason": None})
+
+    async def _http(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        exchange = _Exchange(scope, receive, send)
+        self._note(active=1)
+        try:
+            await exchange.run(self._answer, self._world, self._max_body_bytes)
+        finally:
+            self.requests.append(exchange.record())
+            self._note(active=-1)
+        if exchange.dropped:
+            raise ResetConnectionError
+
+    def _note(self, *, active: int) -> None:
+        self.active += active
+        self._changed.set()
+        self._changed = trio.Event()
+
+    def _answer(self, request: Request) -> Answer:
+        path = request.path.removeprefix("/v1")
+        route = _MODEL if path.startswith(f"{_MODELS}/") else _ROUTES.get(path)
+        try:
+            if path != _HEALTH:
+                self._authenticate(request)
+            return _matching(route, request).handler(request, self._world)
+        except Refused as refused:
+            answer = (route.refuse if route else refusal)(refused.problem)
+            if route is None or answer.status != 405:
+                return answer
+            # RFC 9110 section 15.5.6: a 405 says what is allowed.
+            return evolve(answer, headers=(*answer.headers, (b"allow", route.method.encode())))
+
+    def _authenticate(self, request: Request) -> None:
+        if self._api_key is None:
+            return
+        given = next((value for name, value in request.headers if name == b"authorization"), b"")
+        if not given:
+            raise Refused.because("You didn't provide an API key.", "missing_api_key", status=401)
+        if not hmac.compare_digest(given, b"Bearer " + self._api_key.encode()):
+            raise Refused.because("Incorrect API key provided.", "invalid_api_key", status=401)
+
+
+def _matching(route: Route | None, request: Request) -> Route:
+    """The route, if it is one and takes the method. Raises `Refused` (404, 405)."""
+    if route is None:
+        message = f"Unknown request URL: {request.method} {request.path}."
+        raise Refused.because(message, "unknown_url", status=404)
+    if request.method != route.method and (request.method, route.method) != ("HEAD", "GET"):
+        message = f"Not allowed to {request.method} on {request.path}: use {route.method}."
+        raise Refused.because(message, "method_not_allowed", status=405)
+    return route
+
+
+class _Exchange:
+    """One request and its answer; what there is to tell about them in the end."""
+
+    def __init__(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        self._method = scope["method"]
+        self._path = scope["path"]
+        self._headers = tuple(scope["headers"])
+        self._receive = receive
+        self._send = send
+        self._started = trio.current_time()
+        self._body = b""
+        self._status: int | None = None
+        self._outcome = Outcome.CANCELLED
+        self.dropped = False
+
+    def record(self) -> RequestRecord:
+        return RequestRecord(
+            method=self._method,
+            path=self._path,
+            headers=self._headers,
+            body=self._body,
+            status=self._status,
+            outcome=self._outcome,
+            started=self._started,
+            ended=trio.current_time(),
+        )
+
+    async def run(self, answer: Callable[[Request], Answer], world: World, max_body_bytes: int) -> None:
+        request_id = world.new_id("req_")
+        try:
+            body = await self._read_body(max_body_bytes)
+            if body is None:
+                self._outcome = Outcome.CLIENT_GONE
+                return
+            self._body = body
+            reply = answer(Request(self._method, self._path, self._headers, body))
+        except Refused as refused:
+            reply = refusal(refused.problem)
+        await self._deliver(reply, request_id)
+
+    async def _read_body(self, limit: int) -> bytes | None:
+        """The whole body, or None when the client left. Raises `Refused` (413), after reading it all."""
+        body = bytearray()
+        size = 0
+        while True:
+            message = await self._receive()
+            if message["type"] != "http.request":
+                return None
+            size += len(message["body"])
+            if size <= limit:
+                body += message["body"]
+            if not message["more_body"]:
+                break
+        if size > limit:
+            raise Refused.because(f"The body is over {limit} bytes.", "request_too_large", status=413)
+        return bytes(body)
+
+    async def _deliver(self, answer: Answer, request_id: str) -> None:
+        played, rest = False, b""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._watch, nursery.cancel_scope)
+            rest = await self._play(answer, request_id)
+            played = True
+            nursery.cancel_scope.cancel()
+        if not played:
+            self._outcome = Outcome.CLIENT_GONE
+            return
+        if not self.dropped:
+            await self._send({"type": "http.response.body", "body": rest, "more_body": False})
+        self._outcome = Outcome.COMPLETED if answer.sound else Outcome.FAULTED
+
+    async def _watch(self, scope: trio.CancelScope) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        scope.cancel()
+
+    async def _play(self, answer: Answer, request_id: str) -> bytes:
+        """Sends everything but the last write, which it returns: that one ends the body.
+
+        A client that leaves as soon as it has it (the official SDK does, after [DONE]) has the whole answer. A
+        step that drops the connection sends what was held back, and there is no end.
+        """
+        await trio.sleep(answer.delay_s)
+        headers = (*answer.headers, (b"x-request-id", request_id.encode()))
+        await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        self._status = answer.status
+        held = b""
+        for step in answer.steps:
+            if held:
+                await self._send({"type": "http.response.body", "body": held, "more_body": True})
+                held = b""
+            match step:
+                case Write(data):
+                    held = data
+                case Pause(seconds):
+                    await trio.sleep(seconds)
+                case Drop():
+                    self.dropped = True
+                case _:
+                    assert_never(step)
+        return held
+
+
+async def _lifespan(receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+    while (await receive())["type"] != "lifespan.shutdown":
+        await send({"type": "lifespan.startup.complete"})
+    await send({"type": "lifespan.shutdown.complete"})
