@@ -27,7 +27,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     """,
     "capi_core.framing": "FramingError FramingFault FramingLimits FramingState Head RequestFraming",
     "capi_core.headers": "Headers client_response_headers find upstream_request_headers",
-    "capi_core.members": "JSONObject MemberRewriter MembersError",
+    "capi_core.members": "JSONObject MemberRewriter MembersError decode",
     "capi_core.protocols.chat": """
         ChatRequest ChatStream StreamState decode_request encode_request encode_stream_error
     """,
@@ -36,6 +36,7 @@ PUBLIC: Final[Mapping[str, str]] = {
         Answer decode_answer decode_string encode_error encode_model encode_models json_string read_request
         required_model says_error
     """,
+    "capi_core.request_head": "CRLF FIELD FramingError FramingFault FramingLimits Head HeadReader TOKEN",
     "capi_core.sse": "DecoderState Event KEEP_ALIVE SSEDecoder SSEError comment encode",
     "capi_core.usage": "Usage UsageSource openai_usage",
 }

@@ -142,8 +142,9 @@ class ResponseStream:
 class Client:
     """The client's end of one connection. One request at a time, any number after each other."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+    def __init__(self, stream: trio.abc.HalfCloseableStream, *, host: str = "test") -> None:
         self._stream = stream
+        self._host = host
         self._connection = h11.Connection(h11.CLIENT)
 
     async def request(
@@ -180,7 +181,7 @@ class Client:
         if self._connection.our_state is not h11.IDLE:
             self._connection.start_next_cycle()
         data = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        fields = [("host", "test"), ("content-length", str(len(data))), *headers]
+        fields = [("host", self._host), ("content-length", str(len(data))), *headers]
         head = h11.Request(method=method, target=path, headers=fields)
         for event in (head, h11.Data(data=data), h11.EndOfMessage()):
             await self._stream.send_all(self._connection.send(event) or b"")

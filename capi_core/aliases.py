@@ -1,0 +1,168 @@
+"""From the model a client names to the upstream that serves it.
+
+An alias is a name that the operator gave to a model of an upstream. A name that is no alias is looked up in the
+upstreams' own model lists, in the order of preference, unless the operator asked for `strict` names. What `resolve`
+accepts and what `listed` shows are the same set: a listing never hides what can be called, nor shows what cannot.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from capi_core.errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+__all__ = ["Alias", "Catalog", "ListedModel", "ModelRefusedError", "Resolution", "UpstreamModels"]
+
+
+class ModelRefusedError(ProtocolError):
+    """The named model cannot be called: unknown, disabled, or served by nobody."""
+
+
+@frozen
+class Alias:
+    """The operator's own name for an upstream's model.
+
+    `upstream_model` is the model's name at the upstream; `via` names the upstream, and is only needed when several
+    upstreams serve that model.
+    """
+
+    name: str
+    upstream_model: str
+    enabled: bool = True
+    via: str | None = None
+
+
+@frozen
+class UpstreamModels:
+    """What one upstream says it serves: model id to the raw JSON of its record.
+
+    `models is None`: the upstream has no list, or it could not be read yet. Such an upstream is asked for any
+    model, and its own answer decides.
+    """
+
+    name: str
+    models: Mapping[str, bytes] | None = None
+
+    def may_serve(self, model: str) -> bool:
+        return self.models is None or model in self.models
+
+
+@frozen
+class Resolution:
+    """Where a request goes. `public_name` is what the client sees as the model's name in every answer.
+
+    `renames` tells whether the upstream's name for the model must be replaced on the way in and out.
+    """
+
+    upstream: str
+    upstream_model: str
+    public_name: str
+    renames: bool
+
+
+@frozen
+class ListedModel:
+    """One entry of the model listing: `record` is the upstream's own record of it as raw JSON, if there is one."""
+
+    name: str
+    upstream: str | None
+    record: bytes | None
+
+
+@frozen
+class Catalog:
+    """A snapshot of everything that decides where a model name leads. Immutable: a request keeps the one it got.
+
+    `upstreams` are in order of preference. `strict`: only aliases can be called. `default_model`: the alias that
+    takes the place of an unknown name.
+    """
+
+    aliases: Mapping[str, Alias] = field(factory=dict)
+    upstreams: tuple[UpstreamModels, ...] = ()
+    strict: bool = False
+    default_model: str | None = None
+
+    def resolve(self, name: str) -> Resolution:
+        """Finds the upstream for the model that the client called `name`. Raises `ModelRefusedError`."""
+        alias = self.aliases.get(name)
+        if alias is not None:
+            return self._resolve_alias(alias)
+        if not self.strict:
+            upstream = self._serving(name)
+            if upstream is not None:
+                return Resolution(upstream, name, public_name=name, renames=False)
+        default = self.aliases.get(self.default_model) if self.default_model is not None else None
+        if default is not None and default.enabled:
+            return self._resolve_alias(default)
+        raise self._unknown(name)
+
+    def listed(self) -> Iterator[ListedModel]:
+        """Every model that `resolve` accepts by name, aliases first, each name once."""
+        for alias in self.aliases.values():
+            upstream = self._alias_upstream(alias) if alias.enabled else None
+            if upstream is not None:
+                yield ListedModel(alias.name, upstream, self._record(upstream, alias.upstream_model))
+        if self.strict:
+            return
+        seen = set(self.aliases)
+        for source in self.upstreams:
+            for model, record in (source.models or {}).items():
+                if model not in seen:
+                    seen.add(model)
+                    yield ListedModel(model, source.name, record)
+
+    def _resolve_alias(self, alias: Alias) -> Resolution:
+        if not alias.enabled:
+            raise self._unknown(alias.name)
+        upstream = self._alias_upstream(alias)
+        if upstream is None:
+            raise ModelRefusedError(
+                f"the alias {alias.name!r} leads to a model that no configured upstream serves; "
+                "ask the operator to check it with `capi models`",
+                code="model_not_found",
+                status_hint=404,
+                param="model",
+            )
+        return Resolution(upstream, alias.upstream_model, alias.name, renames=alias.name != alias.upstream_model)
+
+    def _alias_upstream(self, alias: Alias) -> str | None:
+        if alias.via is not None:
+            known = any(source.name == alias.via for source in self.upstreams)
+            return alias.via if known else None
+        return self._serving(alias.upstream_model)
+
+    def _serving(self, model: str) -> str | None:
+        """The preferred upstream for `model`: one whose list has it before one that has no list."""
+        fallback = None
+        for source in self.upstreams:
+            if source.models is None:
+                fallback = fallback or source.name
+            elif model in source.models:
+                return source.name
+        return fallback
+
+    def _record(self, upstream: str, model: str) -> bytes | None:
+        for source in self.upstreams:
+            if source.name == upstream and source.models is not None:
+                return source.models.get(model)
+        return None
+
+    def _unknown(self, name: str) -> ModelRefusedError:
+        shown = name if len(name) <= 64 and name.isprintable() else "given"
+        if self.strict:
+            return ModelRefusedError(
+                f"the model {shown!r} is not one of this gateway's aliases; GET /v1/models lists them",
+                code="unknown_model",
+                param="model",
+            )
+        return ModelRefusedError(
+            f"the model {shown!r} does not exist here; GET /v1/models lists what this gateway serves",
+            code="model_not_found",
+            status_hint=404,
+            param="model",
+        )

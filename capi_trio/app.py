@@ -1,0 +1,271 @@
+"""The gateway as a plain ASGI app: which route does what, and what is refused before a model is asked.
+
+Routes are looked up by the exact bytes of the path, once; nothing is decoded, folded or cleaned up first. It does not
+matter which server runs the app.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote_to_bytes, urlsplit
+
+from attrs import asdict, frozen
+
+from capi_core.config import is_loopback_host
+from capi_core.errors import Problem
+from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome
+from capi_core.protocols.openai import encode_error, encode_model, encode_models
+from capi_trio.asgi import BodyTooLargeError, ClientGoneError, header, read_body, respond
+from capi_trio.logs import get_logger
+from capi_trio.relay import Relay, RelayTimeouts
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+
+    from capi_core.aliases import Catalog
+    from capi_core.config import Config
+    from capi_core.headers import Headers
+    from capi_trio.relay import RelayResult
+    from capi_trio.upstream import UpstreamClient
+
+__all__ = ["Gateway", "Snapshot"]
+
+_JSON: Final = (b"content-type", b"application/json")
+_TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
+
+_OPERATIONS: Final[Mapping[bytes, Operation]] = {
+    b"/v1/chat/completions": Operation.CHAT,
+    b"/chat/completions": Operation.CHAT,
+    b"/v1/embeddings": Operation.EMBEDDINGS,
+    b"/embeddings": Operation.EMBEDDINGS,
+}
+_MODEL_LISTS: Final = frozenset({b"/v1/models", b"/models"})
+_MODEL_PREFIXES: Final = (b"/v1/models/", b"/models/")
+
+
+@frozen
+class Snapshot:
+    """What a request is judged by. It keeps the one that it started with."""
+
+    config: Config
+    catalog: Catalog
+
+
+class Gateway:
+    """The ASGI app.
+
+    `snapshot` gives the state of the moment; `ready` tells whether requests can be served; `new_request_id` makes ids
+    of visible ASCII.
+    """
+
+    def __init__(
+        self,
+        *,
+        snapshot: Callable[[], Awaitable[Snapshot]],
+        client: UpstreamClient,
+        ready: Callable[[], bool],
+        new_request_id: Callable[[], str],
+    ) -> None:
+        self._snapshot = snapshot
+        self._client = client
+        self._ready = ready
+        self._new_request_id = new_request_id
+        self._relays: set[Relay] = set()
+        self._stopping = False
+        self._log = get_logger("exchange")
+
+    @property
+    def running(self) -> int:
+        """Exchanges that are under way."""
+        return len(self._relays)
+
+    def stop(self) -> None:
+        """Ends every running exchange with a proper last word to its client, and refuses new ones."""
+        self._stopping = True
+        for relay in self._relays:
+            relay.abort(Failure.SHUTDOWN)
+
+    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] != "http":
+            return
+        request = _Request(scope, receive, send, self._new_request_id())
+        snapshot = await self._snapshot()
+        operation = _OPERATIONS.get(scope["raw_path"]) if scope["method"] == "POST" else None
+        body: bytes | None
+        try:
+            body = await read_body(scope, receive, limit=snapshot.config.limits.max_body_bytes)
+        except ClientGoneError:
+            return
+        except BodyTooLargeError:
+            body = None
+        problem = _foreign_origin(scope)
+        if problem is not None:
+            await request.refuse(problem)
+        elif operation is not None:
+            await self._exchange(request, snapshot, operation, body)
+        elif body is None:
+            await request.refuse(_too_large(snapshot.config))
+        else:
+            await self._answer_plain(request, snapshot)
+
+    async def _exchange(self, request: _Request, snapshot: Snapshot, operation: Operation, body: bytes | None) -> None:
+        limits = snapshot.config.limits
+        exchange = Exchange(
+            operation,
+            snapshot.catalog,
+            request_id=request.id,
+            limits=ExchangeLimits(limits.max_event_bytes, limits.max_answer_bytes),
+            hidden=self._client.secrets,
+            ask_usage={name: upstream.ask_usage for name, upstream in snapshot.config.upstreams.items()},
+        )
+        if self._stopping:
+            commands = exchange.receive_failure(Failure.SHUTDOWN)
+        elif body is None:
+            commands = exchange.refuse(_too_large(snapshot.config), Outcome.REFUSED_TOO_LARGE)
+        else:
+            commands = exchange.receive_request(body)
+        relay = Relay(
+            exchange,
+            self._client,
+            receive=request.receive,
+            send=request.send,
+            timeouts=_timeouts(snapshot.config, exchange.upstream),
+            extra_headers=request.headers,
+        )
+        self._relays.add(relay)
+        try:
+            result = await relay.run(commands)
+        except BaseException as error:
+            result = relay.cut_off(Failure.INTERNAL if isinstance(error, Exception) else Failure.SHUTDOWN)
+            raise
+        finally:
+            self._relays.discard(relay)
+            self._account(request, result)
+
+    def _account(self, request: _Request, result: RelayResult) -> None:
+        """The one line that a request leaves behind. No text of a prompt or an answer is in it."""
+        record, usage = result.record, result.record.usage
+        tokens = {} if usage is None else {f"tokens_{name}": count for name, count in asdict(usage).items()}
+        quiet = record.outcome in (Outcome.OK, Outcome.CLIENT_GONE)
+        (self._log.info if quiet else self._log.warning)(
+            "exchange",
+            request_id=request.id,
+            operation=record.operation.name.lower(),
+            outcome=record.outcome.value,
+            status=record.status,
+            model=record.model and record.model[:128],
+            upstream=record.upstream,
+            upstream_model=record.upstream_model,
+            stream=record.stream,
+            first_byte_ms=_round(result.first_byte_ms),
+            latency_ms=_round(result.latency_ms),
+            upstream_failure=result.upstream_failure,
+            usage_source=record.usage_source.value,
+            **tokens,
+        )
+
+    # -- routes that ask no model -------------------------------------------------------------------------------
+
+    async def _answer_plain(self, request: _Request, snapshot: Snapshot) -> None:
+        path, method = request.scope["raw_path"], request.scope["method"]
+        if path in _OPERATIONS:
+            await request.refuse(_wrong_method("POST"), (b"allow", b"POST"))
+        elif path not in _READABLE and path not in _MODEL_LISTS and not path.startswith(_MODEL_PREFIXES):
+            text = "there is nothing at this path; the API is below /v1, for example POST /v1/chat/completions"
+            await request.refuse(Problem(404, "unknown_route", text))
+        elif method not in {"GET", "HEAD"}:
+            await request.refuse(_wrong_method("GET"), (b"allow", b"GET, HEAD"))
+        elif path in _MODEL_LISTS:
+            await request.respond(200, _JSON, encode_models(snapshot.catalog.listed()))
+        elif path.startswith(_MODEL_PREFIXES):
+            await self._answer_model(request, snapshot)
+        elif path == b"/readyz" and not self._ready():
+            await request.respond(503, _TEXT, b"not ready\n")
+        else:
+            await request.respond(200, _TEXT, _READABLE[path])
+
+    async def _answer_model(self, request: _Request, snapshot: Snapshot) -> None:
+        name = unquote_to_bytes(request.scope["raw_path"].partition(b"/models/")[2]).decode("utf-8", "replace")
+        for model in snapshot.catalog.listed():
+            if model.name == name:
+                await request.respond(200, _JSON, encode_model(model))
+                return
+        text = "there is no such model here; GET /v1/models lists what this gateway serves"
+        await request.refuse(Problem(404, "model_not_found", text, param="model"))
+
+
+_READABLE: Final[Mapping[bytes, bytes]] = {
+    b"/": b"capi is running\n",
+    b"/healthz": b"ok\n",
+    b"/readyz": b"ready\n",
+}
+
+
+@frozen
+class _Request:
+    """One request as the server gave it, with the id that its answer and its log line carry."""
+
+    scope: HTTPScope
+    receive: ASGIReceiveCallable
+    send: ASGISendCallable
+    id: str
+
+    @property
+    def headers(self) -> Headers:
+        """What every answer has: the id under the names that OpenAI's and Anthropic's SDKs read."""
+        value = self.id.encode("ascii")
+        return ((b"x-request-id", value), (b"request-id", value))
+
+    async def respond(
+        self, status: int, content_type: tuple[bytes, bytes], body: bytes, *more: tuple[bytes, bytes]
+    ) -> None:
+        await respond(self.send, status, (content_type, *self.headers, *more), body)
+
+    async def refuse(self, problem: Problem, *more: tuple[bytes, bytes]) -> None:
+        await self.respond(problem.status, _JSON, encode_error(problem), *more)
+
+
+def _too_large(config: Config) -> Problem:
+    limit = config.limits.max_body_bytes
+    text = f"the request's body is larger than {limit} bytes, this gateway's limits.max_body_bytes"
+    return Problem(413, "body_too_large", text)
+
+
+def _wrong_method(allowed: str) -> Problem:
+    return Problem(405, "method_not_allowed", f"this path takes {allowed} requests")
+
+
+def _foreign_origin(scope: HTTPScope) -> Problem | None:
+    """Refuses what a web page made a browser send. While capi listens on loopback only, every caller is local.
+
+    A name that a page made point at 127.0.0.1 (DNS rebinding) still stands in `host`; a page's own request names it in
+    `origin`.
+    """
+    host = _host_of(b"//" + (header(scope, b"host") or b"localhost"))
+    if not is_loopback_host(host):
+        return Problem(421, "unknown_host", "this gateway answers to localhost and loopback addresses only")
+    origin = header(scope, b"origin")
+    if origin is not None and not is_loopback_host(_host_of(origin)):
+        return Problem(403, "cross_site_request", "requests from web pages of other sites are not served")
+    return None
+
+
+def _host_of(url: bytes) -> str:
+    try:
+        return urlsplit(url.decode("ascii")).hostname or ""
+    except ValueError:  # not ASCII, or not a URL
+        return ""
+
+
+def _timeouts(config: Config, upstream: str | None) -> RelayTimeouts:
+    keep_alive = config.limits.keep_alive_s
+    if upstream is None:
+        return RelayTimeouts(keep_alive=keep_alive)
+    limits = config.upstreams[upstream]
+    return RelayTimeouts(limits.head_timeout_s, limits.idle_timeout_s, limits.total_timeout_s, keep_alive)
+
+
+def _round(milliseconds: float | None) -> float | None:
+    return None if milliseconds is None else round(milliseconds, 1)

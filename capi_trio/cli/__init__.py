@@ -1,0 +1,27 @@
+"""The command line: the composition root, where settings meet the runtime.
+
+Exit codes: 0, 1 failure, 2 usage or refused. Output for people on a terminal, `--json` for programs. Nothing printed
+here holds a secret.
+"""
+
+from __future__ import annotations
+
+import click
+
+from capi_core import __version__
+from capi_trio.cli.config import config_commands
+from capi_trio.cli.debug import debug_command
+from capi_trio.cli.models import models_command
+from capi_trio.cli.run import demo_command, start_command
+
+__all__ = ["main"]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="capi")
+def main() -> None:
+    """A self-hosted LLM gateway for a small team."""
+
+
+for command in (start_command, demo_command, models_command, config_commands, debug_command):
+    main.add_command(command)

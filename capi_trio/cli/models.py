@@ -1,0 +1,91 @@
+"""`capi models`: what this configuration lets clients call, and where each name leads."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import click
+import msgspec
+import trio
+
+from capi_core.config import ConfigError
+from capi_trio import logs
+from capi_trio.catalog import CatalogKeeper
+from capi_trio.cli.options import (
+    config_option,
+    config_path,
+    data_dir_option,
+    json_option,
+    load_config,
+    refuse,
+    refuse_config,
+)
+from capi_trio.configfile import upstream_targets
+from capi_trio.upstream import UpstreamClient
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from capi_core.aliases import Catalog
+    from capi_core.config import Config
+    from capi_trio.upstream import UpstreamTarget
+
+__all__ = ["models_command"]
+
+
+class _Row(msgspec.Struct):
+    model: str
+    upstream: str | None
+    upstream_model: str
+    alias: bool
+
+
+@click.command("models")
+@data_dir_option
+@config_option
+@json_option
+def models_command(data_dir: Path, config_file: Path | None, as_json: bool) -> None:
+    """List the models that clients can call, by asking every upstream for its own list."""
+    path = config_path(data_dir, config_file)
+    config = load_config(path)
+    if any(upstream.kind == "demo" for upstream in config.upstreams.values()):
+        refuse("the demo provider only exists while `capi demo` runs; ask it: GET /v1/models")
+    try:
+        targets = upstream_targets(config, os.environ, base_dir=path.parent, demo_urls={})
+    except ConfigError as error:
+        refuse_config(path, error)
+    writer = logs.configure()
+    try:
+        catalog = trio.run(_ask, config, targets)
+    finally:
+        writer.close()
+    rows = _rows(catalog)
+    click.echo(msgspec.json.encode(rows).decode() if as_json else _table(rows))
+
+
+async def _ask(config: Config, targets: Mapping[str, UpstreamTarget]) -> Catalog:
+    async with UpstreamClient(targets) as client:
+        keeper = CatalogKeeper(config, client)
+        await keeper.refresh()
+        return keeper.catalog
+
+
+def _rows(catalog: Catalog) -> list[_Row]:
+    rows = []
+    for model in catalog.listed():
+        resolution = catalog.resolve(model.name)
+        alias = model.name in catalog.aliases
+        rows.append(_Row(model.name, resolution.upstream, resolution.upstream_model, alias))
+    return rows
+
+
+def _table(rows: list[_Row]) -> str:
+    if not rows:
+        return "No model can be called. Add an upstream, or an alias, to the configuration (docs/configuration.md)."
+    width = max(len(row.model) for row in rows)
+    lines = [
+        f"{row.model:<{width}}  {row.upstream}: {row.upstream_model}{'  (alias)' if row.alias else ''}" for row in rows
+    ]
+    return "\n".join([f"{'MODEL':<{width}}  LEADS TO", *lines])

@@ -1,0 +1,81 @@
+"""What several commands share: options, the data directory, and how a refusal ends the process."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NoReturn
+
+import click
+
+from capi_core.config import ConfigError
+from capi_trio.configfile import CONFIG_NAME, default_data_dir, load
+
+if TYPE_CHECKING:
+    from capi_core.config import Config
+
+__all__ = [
+    "config_option",
+    "config_path",
+    "data_dir_option",
+    "database_option",
+    "fail",
+    "json_option",
+    "load_config",
+    "refuse",
+]
+
+_FAILED: Final = 1
+_REFUSED: Final = 2
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=lambda: default_data_dir(os.environ),
+    help="Where capi keeps its files.  [default: $XDG_DATA_HOME/capi or ~/.local/share/capi]",
+)
+config_option = click.option(
+    "--config",
+    "config_file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="The configuration file.  [default: config.json in the data directory]",
+)
+database_option = click.option(
+    "--database",
+    envvar="CAPI_DATABASE",
+    help="postgresql://... for a shared database.  [default: SQLite in the data directory]",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
+
+
+def config_path(data_dir: Path, config_file: Path | None) -> Path:
+    return config_file if config_file is not None else data_dir / CONFIG_NAME
+
+
+def load_config(path: Path) -> Config:
+    """Reads the configuration; tells its warnings, and ends the process with what is wrong with it."""
+    try:
+        loaded, warnings = load(path)
+    except ConfigError as error:
+        refuse_config(path, error)
+    for warning in warnings:
+        click.echo(f"warning: {path}: {warning}", err=True)
+    return loaded
+
+
+def refuse_config(path: Path, error: ConfigError) -> NoReturn:
+    """Ends the process: this configuration cannot be used."""
+    lines = "\n".join(f"  {problem}" for problem in error.problems)
+    refuse(f"{path} cannot be used:\n{lines}\nSee docs/configuration.md, or run: capi config check")
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the process with exit code 2: what was asked for is not done, on purpose."""
+    click.secho(f"capi: {message}", err=True, fg="red")
+    raise click.exceptions.Exit(_REFUSED)
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the process with exit code 1."""
+    click.secho(f"capi: {message}", err=True, fg="red")
+    raise click.exceptions.Exit(_FAILED)

@@ -1,0 +1,259 @@
+"""One exchange carried out: a client on one side, an upstream on the other, one nursery around both.
+
+    watcher   waits for the client to leave, from before the upstream is asked until the answer is out
+    timer     sends keep-alives into silence, and gives up on an upstream that stays silent
+    reader    asks the upstream and feeds the machine
+    writer    sends everything that the machine has produced, in one go
+
+The reader appends to a small outbox and the writer empties it. While events come slower than they are sent, each leaves
+at once; when the process is behind, several leave together, so that lag stays bounded. A client that takes less than
+the upstream gives stops the reader at `_OUTBOX_BYTES`.
+
+Leaving the nursery closes the upstream's response, whatever the reason: a request that nobody waits for does not go on.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+from attrs import frozen
+from hypercorn.typing import HTTPResponseBodyEvent, HTTPResponseStartEvent
+
+from capi_core.exchange import EndResponse, Failure, Outcome, SendBody, SendRequest, StartResponse, State
+from capi_trio.logs import describe, get_logger
+from capi_trio.upstream import UpstreamFailedError
+
+if TYPE_CHECKING:
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+
+    from capi_core.exchange import Command, Exchange, Record
+    from capi_core.headers import Headers
+    from capi_trio.upstream import UpstreamClient
+
+__all__ = ["Relay", "RelayResult", "RelayTimeouts"]
+
+_OUTBOX_BYTES: Final = 64 * 1024
+_LAST_BYTE_S: Final = 1.0
+"""After [DONE] the upstream has this long to end its response, so that its connection can be used again."""
+
+
+@frozen
+class RelayTimeouts:
+    """Seconds. `head`: from the request to the upstream's response head; `idle`: between pieces of its body."""
+
+    head: float = 300.0
+    idle: float = 300.0
+    total: float = 3600.0
+    keep_alive: float = 15.0
+
+
+@frozen
+class RelayResult:
+    """How it went: the machine's account, and what only a clock can tell, in ms. `None`: it never came to that."""
+
+    record: Record
+    first_byte_ms: float | None
+    latency_ms: float
+    upstream_failure: str | None
+
+
+class _Outbox(enum.Enum):
+    """What the writer has still to send."""
+
+    OPEN = enum.auto()
+    ENDING = enum.auto()
+    SENDING_LAST = enum.auto()
+    """The server has all of it. It reports its own end of the request as a disconnect, too."""
+    SENT = enum.auto()
+
+
+_HANDED_OVER: Final = frozenset({_Outbox.SENDING_LAST, _Outbox.SENT})
+
+
+class Relay:
+    """Runs one `Exchange`. Use once."""
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        client: UpstreamClient,
+        *,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+        timeouts: RelayTimeouts,
+        extra_headers: Headers,
+    ) -> None:
+        self._exchange = exchange
+        self._client = client
+        self._receive = receive
+        self._send = send
+        self._timeouts = timeouts
+        self._extra_headers = extra_headers
+        self._log = get_logger("relay")
+        self._began = self._heard = trio.current_time()
+        self._head_seen = False
+        self._first_byte: float | None = None
+        self._asking = trio.CancelScope()
+        self._failure = Failure.TIMEOUT
+        self._upstream_failure: str | None = None
+        self._outbox_state = _Outbox.OPEN
+        self._head: StartResponse | None = None
+        self._body: list[bytes] = []
+        self._body_bytes = 0
+        self._sending = False
+        self._cut_short = False
+        self._to_write = trio.lowlevel.ParkingLot()
+        self._room = trio.lowlevel.ParkingLot()
+
+    def abort(self, failure: Failure) -> None:
+        """Stops asking the upstream; the client is told why, in its own protocol."""
+        self._failure = failure
+        self._asking.cancel()
+
+    async def run(self, commands: list[Command]) -> RelayResult:
+        """Carries out `commands`, the machine's answer to the client's request, and all that follows from them."""
+        match commands:
+            case [SendRequest() as request]:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch_client, nursery.cancel_scope)
+                    nursery.start_soon(self._watch_silence)
+                    if self._exchange.streams:
+                        nursery.start_soon(self._write)
+                    await self._ask(request)
+                    await (self._flushed() if self._exchange.streams else self._write())
+                    nursery.cancel_scope.cancel()
+            case _:
+                self._emit(commands)
+                await self._write()
+        return self._result()
+
+    def cut_off(self, failure: Failure) -> RelayResult:
+        """The account of a run that was cancelled or failed: every exchange has one, whatever its end."""
+        self._exchange.receive_failure(failure)
+        self._cut_short = self._outbox_state is not _Outbox.SENT
+        return self._result()
+
+    # -- tasks --------------------------------------------------------------------------------------------------
+
+    async def _watch_client(self, everything: trio.CancelScope) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        if self._outbox_state not in _HANDED_OVER:
+            self._exchange.client_gone()
+            self._cut_short = self._unsent  # judged now: sends to a client that has left just return
+            everything.cancel()
+
+    async def _watch_silence(self) -> None:
+        """The idle deadline and the keep-alives, for the price of a look now and then instead of a scope per read."""
+        kept_alive = self._began
+        while True:
+            now = trio.current_time()
+            if self._body_bytes > _OUTBOX_BYTES:  # the silence is the client's, and has its own limit
+                self._heard = now
+            patience = self._timeouts.idle if self._head_seen else self._timeouts.head
+            give_up = self._heard + patience
+            if now >= give_up:
+                self.abort(Failure.TIMEOUT)
+                return
+            remind = max(self._heard, kept_alive) + self._timeouts.keep_alive
+            if now >= remind:
+                self._emit(self._exchange.keep_alive())
+                kept_alive = now
+                continue
+            await trio.sleep_until(min(give_up, remind, now + self._timeouts.idle))
+
+    async def _ask(self, request: SendRequest) -> None:
+        """Asks the upstream and feeds the machine, until it has all that it needs."""
+        self._asking.deadline = self._began + self._timeouts.total
+        with self._asking:
+            try:
+                await self._read_response(request)
+            except UpstreamFailedError as error:
+                self._failure = error.failure
+                self._upstream_failure = error.reason
+            except Exception as error:  # a fault of ours must not leave a client without an end
+                self._log.error("exchange_failed", **describe(error))
+                self._failure = Failure.INTERNAL
+        if self._exchange.state is not State.DONE:
+            self._emit(self._exchange.receive_failure(self._failure))
+
+    async def _read_response(self, request: SendRequest) -> None:
+        async with self._client.request(request) as response:
+            self._head_seen = True
+            self._heard = trio.current_time()
+            self._emit(self._exchange.receive_head(response.status, response.headers))
+            async for chunk in response.chunks():
+                self._heard = trio.current_time()
+                self._emit(self._exchange.receive_data(chunk))
+                if self._exchange.state is State.DONE:
+                    return
+                if self._exchange.answered and self._asking.deadline > self._heard + _LAST_BYTE_S:
+                    self._asking.deadline = self._heard + _LAST_BYTE_S
+                while self._body_bytes > _OUTBOX_BYTES:
+                    await self._room.park()
+            self._emit(self._exchange.receive_eof())
+
+    async def _write(self) -> None:
+        while self._outbox_state is not _Outbox.SENT:
+            if self._head is None and not self._body and self._outbox_state is _Outbox.OPEN:
+                await self._to_write.park()
+                continue
+            head, self._head = self._head, None
+            body, self._body, self._body_bytes = b"".join(self._body), [], 0
+            last = self._outbox_state is _Outbox.ENDING
+            if last:
+                self._outbox_state = _Outbox.SENDING_LAST
+            self._sending = True
+            self._room.unpark_all()
+            if head is not None:
+                await self._send_head(head)
+            if body or last:
+                await self._send(HTTPResponseBodyEvent(type="http.response.body", body=body, more_body=not last))
+            self._sending = False
+            if last:
+                self._outbox_state = _Outbox.SENT
+                self._room.unpark_all()
+
+    # -- the outbox ---------------------------------------------------------------------------------------------
+
+    def _emit(self, commands: list[Command]) -> None:
+        for command in commands:
+            match command:
+                case SendBody(data):
+                    self._body.append(data)
+                    self._body_bytes += len(data)
+                case StartResponse():
+                    self._head = command
+                case EndResponse():
+                    self._outbox_state = _Outbox.ENDING
+                case SendRequest():
+                    raise AssertionError("an exchange sends one request")
+        if commands:
+            if self._first_byte is None:
+                self._first_byte = trio.current_time()
+            self._to_write.unpark()
+
+    @property
+    def _unsent(self) -> bool:
+        """Whether something of the answer, apart from its end, is not with the server yet."""
+        pending = self._sending or self._head is not None or bool(self._body)
+        return pending and self._outbox_state not in _HANDED_OVER
+
+    async def _flushed(self) -> None:
+        while self._outbox_state is not _Outbox.SENT:
+            await self._room.park()
+
+    async def _send_head(self, head: StartResponse) -> None:
+        headers = [*head.headers, *self._extra_headers]
+        await self._send(HTTPResponseStartEvent(type="http.response.start", status=head.status, headers=headers))
+
+    def _result(self) -> RelayResult:
+        record = self._exchange.record()
+        if self._cut_short and record.outcome is Outcome.OK:
+            record = attrs.evolve(record, outcome=Outcome.CLIENT_GONE)  # it left before it had everything
+        first = None if self._first_byte is None else (self._first_byte - self._began) * 1000
+        latency = (trio.current_time() - self._began) * 1000
+        return RelayResult(record, first, latency, self._upstream_failure)

@@ -1,0 +1,194 @@
+"""The one module that talks to upstreams: httpx clients are built, and their exceptions end, here.
+
+Settings that were measured (reliability.md section 0, style.md 5.5): a bounded httpx pool wedges for good under
+cancellation, so the pool is unbounded and the gate is the cap; httpx's read timeout is per read and would cut a stream
+that pauses, so time limits are the relay's own; environment proxies, redirects and compression are off.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import TYPE_CHECKING, Final
+
+import httpx
+import trio
+from attrs import field, frozen
+from typing_extensions import override
+
+from capi_core import __version__
+from capi_core.exchange import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator, Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from capi_core.exchange import SendRequest
+    from capi_core.headers import Headers
+
+__all__ = ["Secret", "UpstreamClient", "UpstreamFailedError", "UpstreamResponse", "UpstreamTarget", "version_headers"]
+
+_IDLE_UPSTREAM_CONNECTIONS: Final = 64
+_KEEPALIVE_EXPIRY_S: Final = 30.0
+"""Below the 60 to 75 s after which common servers close an idle connection: reusing one that closes loses a request."""
+_WRITE_TIMEOUT_S: Final = 60.0
+_LIST_TIMEOUT_S: Final = 10.0
+_MAX_LIST_BYTES: Final = 8 * 1024 * 1024
+
+
+class Secret:
+    """A value that no repr, log or traceback shows."""
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    @override
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+
+@frozen
+class UpstreamTarget:
+    """Where an upstream is, and what opens it. `base_url` has no trailing slash."""
+
+    name: str
+    base_url: str
+    api_key: Secret | None = None
+    connect_timeout_s: float = 10.0
+
+
+class UpstreamFailedError(Exception):
+    """There is no (more) response. `failure` says why, in the core's terms; `reason` is the exception's kind."""
+
+    def __init__(self, failure: Failure, reason: str) -> None:
+        super().__init__(f"{failure.name.lower()}: {reason}")
+        self.failure = failure
+        self.reason = reason
+
+
+@frozen
+class UpstreamResponse:
+    """An open response: its head, and its body as it comes in."""
+
+    status: int
+    headers: Headers
+    _response: httpx.Response = field(repr=False)
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """The body's bytes. Iterate inside `request` only, with its errors mapped."""
+        # A server that compresses although asked not to is still understood; aiter_raw is the cheap way for all others.
+        if "content-encoding" in self._response.headers:
+            return self._response.aiter_bytes()
+        return self._response.aiter_raw()
+
+
+class UpstreamClient:
+    """Connections to every configured upstream. An async context manager; closing it closes them.
+
+    `transport` takes the place of httpx's own connections.
+    """
+
+    def __init__(
+        self, targets: Mapping[str, UpstreamTarget], *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._targets = targets
+        self._client = httpx.AsyncClient(  # noqa: TID251 - this is that one module
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=_IDLE_UPSTREAM_CONNECTIONS,
+                keepalive_expiry=_KEEPALIVE_EXPIRY_S,
+            ),
+            timeout=httpx.Timeout(None),
+            trust_env=False,
+            follow_redirects=False,
+            headers=version_headers(),
+            # No cookie of an upstream is kept: one client's answer must not mark another client's request.
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=())),
+            transport=transport,
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.aclose()
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """Every credential this client can send, for masking."""
+        return tuple(target.api_key.reveal().encode() for target in self._targets.values() if target.api_key)
+
+    @contextlib.asynccontextmanager
+    async def request(self, request: SendRequest) -> AsyncIterator[UpstreamResponse]:
+        """Sends `request`; the response is open inside the `async with`. Raises `UpstreamFailedError`.
+
+        Leaving the block, by whatever way, closes the upstream connection unless the response was read to its end.
+        """
+        target = self._targets[request.upstream]
+        with _failures_mapped():
+            async with self._client.stream(
+                "POST",
+                target.base_url + request.operation.value,
+                headers=[*request.headers, *_credential(target)],
+                content=request.body,
+                timeout=httpx.Timeout(None, connect=target.connect_timeout_s, write=_WRITE_TIMEOUT_S),
+            ) as response:
+                yield UpstreamResponse(response.status_code, tuple(response.headers.raw), response)
+
+    async def list_models(self, name: str) -> bytes:
+        """The body of an upstream's GET /models. Raises `UpstreamFailedError`."""
+        target = self._targets[name]
+        body = bytearray()
+        with _failures_mapped(), trio.move_on_after(_LIST_TIMEOUT_S) as waiting:
+            async with self._client.stream(
+                "GET",
+                target.base_url + "/models",
+                headers=[(b"accept", b"application/json"), *_credential(target)],
+            ) as response:
+                if response.status_code != 200:
+                    raise UpstreamFailedError(Failure.BROKEN, f"status {response.status_code}")
+                async for chunk in response.aiter_bytes():
+                    body += chunk
+                    if len(body) > _MAX_LIST_BYTES:
+                        raise UpstreamFailedError(Failure.BROKEN, "the model list is too long")
+        if waiting.cancelled_caught:
+            raise UpstreamFailedError(Failure.TIMEOUT, f"no model list within {_LIST_TIMEOUT_S:.0f} s")
+        return bytes(body)
+
+
+def version_headers() -> dict[str, str]:
+    """What capi says of itself to every upstream."""
+    return {"user-agent": f"capi/{__version__}", "accept-encoding": "identity"}
+
+
+def _credential(target: UpstreamTarget) -> Headers:
+    if target.api_key is None:
+        return ()
+    return ((b"authorization", b"Bearer " + target.api_key.reveal().encode()),)
+
+
+# The first class that matches decides: the special ones stand before those they derive from.
+_FAILURES: Final[tuple[tuple[type[httpx.HTTPError], Failure], ...]] = (
+    (httpx.TimeoutException, Failure.TIMEOUT),
+    (httpx.ConnectError, Failure.UNREACHABLE),
+    (httpx.UnsupportedProtocol, Failure.UNREACHABLE),
+    (httpx.HTTPError, Failure.BROKEN),
+)
+
+
+@contextlib.contextmanager
+def _failures_mapped() -> Iterator[None]:
+    try:
+        yield
+    except httpx.HTTPError as error:
+        failure = next(failure for kind, failure in _FAILURES if isinstance(error, kind))
+        # httpx's text can hold the URL; its kind is all that a log needs.
+        raise UpstreamFailedError(failure, type(error).__name__) from None
+    except httpx.InvalidURL:
+        raise UpstreamFailedError(Failure.UNREACHABLE, "InvalidURL") from None

@@ -1,0 +1,810 @@
+"""Exchange: whatever happens on either side, one client gets one well-formed answer, and there is one account of it."""
+
+import json
+from collections.abc import Callable
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capi_core.aliases import Alias, Catalog, UpstreamModels
+from capi_core.errors import LocalError, Problem
+from capi_core.exchange import (
+    EndResponse,
+    Exchange,
+    ExchangeLimits,
+    Failure,
+    Operation,
+    Outcome,
+    Record,
+    SendBody,
+    SendRequest,
+    StartResponse,
+    State,
+)
+from capi_core.headers import upstream_request_headers
+from capi_core.sse import KEEP_ALIVE, encode
+from capi_core.usage import Usage, UsageSource
+from tests.support.playbook import (
+    Client,
+    ClientGone,
+    Data,
+    Eof,
+    ErrorBody,
+    ErrorEvent,
+    Expected,
+    Fail,
+    Head,
+    Input,
+    KeepAlive,
+    Refuse,
+    Request,
+    feed,
+    play,
+)
+from tests.support.trickle import pieces
+
+CATALOG = Catalog(
+    {"fast": Alias("fast", "up-2026"), "off": Alias("off", "up-2026", enabled=False)},
+    (UpstreamModels("lab", {"up-2026": b"{}"}),),
+)
+LIMITS = ExchangeLimits(max_event_bytes=400, max_answer_bytes=600, max_error_bytes=200)
+SECRET = b"sk-upstream-secret"
+
+Script = list[Input | Expected]
+
+
+def exchange(operation: Operation = Operation.CHAT, **ask_usage: bool) -> Exchange:
+    return Exchange(operation, CATALOG, request_id="req_1", limits=LIMITS, hidden=(SECRET, b""), ask_usage=ask_usage)
+
+
+def asked(body: bytes, operation: Operation = Operation.CHAT, *, stream: bool = False) -> SendRequest:
+    return SendRequest("lab", operation, upstream_request_headers(stream=stream, request_id="req_1"), body)
+
+
+def head(status: int, *more: tuple[bytes, bytes]) -> StartResponse:
+    """The head of a JSON answer; its length is checked by the playbook's client."""
+    return StartResponse(status, ((b"content-type", b"application/json"), *more))
+
+
+JSON_HEADERS = ((b"content-type", b"application/json"),)
+STREAM_HEAD = StartResponse(
+    200,
+    (
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache"),
+        (b"x-accel-buffering", b"no"),
+    ),
+)
+
+ASK = Request(b'{"model":"fast"}')
+ASKED = asked(b'{"model":"up-2026"}')
+ASK_STREAM = Request(b'{"model":"fast","stream":true}')
+ASKED_STREAM = asked(b'{"model":"up-2026","stream":true,"stream_options":{"include_usage":true}}', stream=True)
+EMBED = Request(b'{"input":"x","model":"fast"}')
+EMBEDDED = asked(b'{"input":"x","model":"up-2026"}', Operation.EMBEDDINGS)
+
+HI = b'data: {"model":"up-2026","choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":null}]}\n\n'
+STOP = b'data: {"model":"up-2026","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\n'
+USAGE = b'data: {"model":"up-2026","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+DONE = b"data: [DONE]\n\n"
+ERROR = b'{"error":{"message":"overloaded","code":503}}'
+SPENT = Usage(uncached_input=3, output=2)
+ANSWER = b'{"model":"up-2026","choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+
+
+def out(event: bytes) -> SendBody:
+    """An upstream's event as the client gets it."""
+    return SendBody(event.replace(b"up-2026", b"fast"))
+
+
+@attrs.frozen
+class Case:
+    script: Script
+    outcome: Outcome
+    status: int | None
+    usage: Usage | None = None
+    source: UsageSource = UsageSource.NONE
+    make: Callable[[], Exchange] = exchange
+
+
+def case(
+    outcome: Outcome,
+    status: int,
+    *script: Input | Expected,
+    usage: Usage | None = None,
+    source: UsageSource = UsageSource.NONE,
+    make: Callable[[], Exchange] = exchange,
+) -> Case:
+    return Case(list(script), outcome, status, usage, source, make)
+
+
+OK, ERR, BROKE = Outcome.OK, Outcome.UPSTREAM_ERROR, Outcome.UPSTREAM_BROKE
+FINAL, PARTIAL = UsageSource.UPSTREAM_FINAL, UsageSource.UPSTREAM_PARTIAL
+
+WHOLE_ANSWERS = {
+    "an answer": case(
+        OK, 200, ASK, ASKED, Head(200, JSON_HEADERS), Data(ANSWER[:9]), Data(ANSWER[9:]), Eof(), head(200),
+        out(ANSWER), EndResponse(), usage=SPENT, source=FINAL,
+    ),
+    "embeddings": case(
+        OK, 200, EMBED, EMBEDDED, Head(200, JSON_HEADERS), Data(b'{"model":"up-2026","usage":{"prompt_tokens":3}}'),
+        Eof(), head(200), SendBody(b'{"model":"fast","usage":{"prompt_tokens":3}}'), EndResponse(),
+        usage=Usage(uncached_input=3), source=FINAL, make=lambda: exchange(Operation.EMBEDDINGS),
+    ),
+    "the upstream's own name": case(
+        OK, 200, Request(b'{"model":"up-2026"}'), ASKED, Head(), Data(ANSWER), Eof(), head(200), SendBody(ANSWER),
+        EndResponse(), usage=SPENT, source=FINAL,
+    ),
+    "no usage": case(OK, 200, ASK, ASKED, Head(), Data(b"{}"), Eof(), head(200), SendBody(b"{}"), EndResponse()),
+    "another success": case(
+        OK, 201, ASK, ASKED, Head(201), Data(b"{}"), Eof(), head(201), SendBody(b"{}"), EndResponse(),
+    ),
+    "empty pieces": case(
+        OK, 200, ASK, ASKED, Head(), Data(b""), Data(b"{}"), Data(b""), Eof(), head(200), SendBody(b"{}"),
+        EndResponse(),
+    ),
+    "a keep-alive is for streams": case(
+        OK, 200, ASK, ASKED, KeepAlive(), Head(), KeepAlive(), Data(b"{}"), Eof(), head(200), SendBody(b"{}"),
+        EndResponse(),
+    ),
+    "a page instead of an answer": case(
+        BROKE, 502, ASK, ASKED, Head(200, ((b"content-type", b"text/html"),)), Data(b"<html>"), Eof(), head(502),
+        ErrorBody("upstream_garbage"), EndResponse(),
+    ),
+    "nothing instead of an answer": case(
+        BROKE, 502, ASK, ASKED, Head(204), Eof(), head(502), ErrorBody("upstream_garbage"), EndResponse(),
+    ),
+    "an answer too large": case(
+        BROKE, 502, ASK, ASKED, Head(), Data(b"x" * 600), Data(b"x"), head(502),
+        ErrorBody("upstream_answer_too_large"), EndResponse(), Data(b"x"), Eof(),
+    ),
+    "an answer of the largest size": case(
+        OK, 200, ASK, ASKED, Head(), Data(b"{" + b" " * 598 + b"}"), Eof(), head(200),
+        SendBody(b"{" + b" " * 598 + b"}"), EndResponse(),
+    ),
+}  # fmt: skip
+
+ERRORS = {
+    "an error": case(ERR, 503, ASK, ASKED, Head(503), Data(ERROR), Eof(), head(503), SendBody(ERROR), EndResponse()),
+    "an error of text": case(
+        ERR, 400, ASK, ASKED, Head(400), Data(b'{"error":"bad"}'), Eof(), head(400), SendBody(b'{"error":"bad"}'),
+        EndResponse(),
+    ),
+    "an error with half an emoji": case(
+        ERR, 400, ASK, ASKED, Head(400), Data(b'{"error":{"message":"\\ud83d"}}'), Eof(), head(400),
+        SendBody(b'{"error":{"message":"\\ud83d"}}'), EndResponse(),
+    ),
+    "an error's hints": case(
+        ERR, 429, ASK, ASKED,
+        Head(429, ((b"Retry-After", b"7"), (b"Set-Cookie", b"a=b"), (b"x-should-retry", b"true"))), Data(ERROR),
+        Eof(), head(429, (b"retry-after", b"7"), (b"x-should-retry", b"true")), SendBody(ERROR), EndResponse(),
+    ),
+    "an error that is a page": case(
+        ERR, 503, ASK, ASKED, Head(503), Data(b"<html>"), Eof(), head(503), ErrorBody("upstream_error"),
+        EndResponse(),
+    ),
+    "an error that says nothing": case(
+        ERR, 500, ASK, ASKED, Head(500), Eof(), head(500), ErrorBody("upstream_error"), EndResponse(),
+    ),
+    "an error in another protocol's shape": case(
+        ERR, 404, ASK, ASKED, Head(404), Data(b'{"detail":"Not Found"}'), Eof(), head(404),
+        ErrorBody("upstream_error"), EndResponse(),
+    ),
+    "an error too large": case(
+        BROKE, 502, ASK, ASKED, Head(400), Data(b"x" * 201), head(502), ErrorBody("upstream_answer_too_large"),
+        EndResponse(),
+    ),
+    "our key is refused": case(
+        ERR, 502, ASK, ASKED, Head(401), Data(b'{"error":{"message":"bad key"}}'), Eof(), head(502),
+        ErrorBody("upstream_unauthorized"), EndResponse(),
+    ),
+    "our proxy is refused": case(
+        ERR, 502, ASK, ASKED, Head(407), Eof(), head(502), ErrorBody("upstream_unauthorized"), EndResponse(),
+    ),
+    "an error to a stream's request": case(
+        ERR, 429, ASK_STREAM, ASKED_STREAM, Head(429), Data(ERROR), Eof(), head(429), SendBody(ERROR), EndResponse(),
+    ),
+    "an event stream that is an error": case(
+        ERR, 500, ASK_STREAM, ASKED_STREAM, Head(500), Data(HI), Eof(), head(500), ErrorBody("upstream_error"),
+        EndResponse(),
+    ),
+    "a success that is an error": case(
+        ERR, 503, ASK, ASKED, Head(200), Data(ERROR), Eof(), head(503), SendBody(ERROR), EndResponse(),
+    ),
+    "a success that is an error, with usage": case(
+        ERR, 503, ASK, ASKED, Head(200), Data(ERROR[:-1] + b',"usage":{"prompt_tokens":3,"completion_tokens":2}}'),
+        Eof(), head(503), SendBody(ERROR[:-1] + b',"usage":{"prompt_tokens":3,"completion_tokens":2}}'),
+        EndResponse(), usage=SPENT, source=PARTIAL,
+    ),
+    "a success that is an error about our key": case(
+        ERR, 502, ASK, ASKED, Head(200), Data(b'{"error":{"message":"x","code":"401"}}'), Eof(), head(502),
+        ErrorBody("upstream_unauthorized"), EndResponse(),
+    ),
+    "a success that is an error without a reason": case(
+        ERR, 502, ASK, ASKED, Head(200), Data(b'{"error":true}'), Eof(), head(502), ErrorBody("upstream_error"),
+        EndResponse(),
+    ),
+}  # fmt: skip
+ERRORS |= {
+    f"a redirect, {status}": case(
+        ERR, 502, ASK, ASKED, Head(status, ((b"location", b"http://h.example/"),)), Data(ERROR), Eof(), head(502),
+        ErrorBody("upstream_redirect"), EndResponse(),
+    )
+    for status in (300, 301, 304, 307, 399)
+}  # fmt: skip
+
+STREAMS = {
+    "a stream": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(HI), STREAM_HEAD, out(HI), Data(STOP), out(STOP),
+        Data(USAGE), Data(DONE), SendBody(DONE), Eof(), EndResponse(), usage=SPENT, source=FINAL,
+    ),
+    "usage for the client": case(
+        OK, 200, Request(b'{"model":"fast","stream":true,"stream_options":{"include_usage":true}}'), ASKED_STREAM,
+        Head(), Data(STOP + USAGE + DONE), STREAM_HEAD, out(STOP + USAGE + DONE), Eof(), EndResponse(),
+        usage=SPENT, source=FINAL,
+    ),
+    "an upstream that cannot tell usage": case(
+        OK, 200, ASK_STREAM, asked(b'{"model":"up-2026","stream":true}', stream=True), Head(), Data(STOP + USAGE),
+        STREAM_HEAD, out(STOP + USAGE), Eof(), EndResponse(),
+        usage=SPENT, source=FINAL, make=lambda: exchange(lab=False),
+    ),
+    "the upstream's own name": case(
+        OK, 200, Request(b'{"model":"up-2026","stream":true}'), ASKED_STREAM, Head(), Data(STOP), STREAM_HEAD,
+        SendBody(STOP), Eof(), EndResponse(),
+    ),
+    "a mislabelled stream": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, Head(200, ((b"content-type", b"text/plain"),)), Data(STOP), STREAM_HEAD,
+        out(STOP), Eof(), EndResponse(),
+    ),
+    "a stream without a label": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, Head(200, ()), Data(STOP), STREAM_HEAD, out(STOP), Eof(), EndResponse(),
+    ),
+    "no blank line at the end": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(HI), STREAM_HEAD, out(HI), Data(STOP[:-2]), Eof(), out(STOP),
+        EndResponse(),
+    ),
+    "an event in pieces": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(STOP[:30]), Data(STOP[30:]), STREAM_HEAD, out(STOP), Eof(),
+        EndResponse(),
+    ),
+    "junk after the end": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(STOP + DONE), STREAM_HEAD, out(STOP + DONE), Data(b"<html>"),
+        Data(HI), Eof(), EndResponse(),
+    ),
+    "n choices": case(
+        BROKE, 200, Request(b'{"model":"fast","stream":true,"n":2}'),
+        asked(b'{"model":"up-2026","stream":true,"n":2,"stream_options":{"include_usage":true}}', stream=True),
+        Head(), Data(STOP), STREAM_HEAD, out(STOP), Eof(), ErrorEvent("upstream_truncated"), EndResponse(),
+    ),
+    # before the first event: a real status
+    "a document instead of a stream": case(
+        BROKE, 502, ASK_STREAM, ASKED_STREAM, Head(200, JSON_HEADERS), Data(ANSWER), Eof(), head(502),
+        ErrorBody("upstream_not_a_stream"), EndResponse(), usage=SPENT, source=PARTIAL,
+    ),
+    "an error document instead of a stream": case(
+        ERR, 503, ASK_STREAM, ASKED_STREAM, Head(200, JSON_HEADERS), Data(ERROR), Eof(), head(503), SendBody(ERROR),
+        EndResponse(),
+    ),
+    "a page instead of a stream": case(
+        BROKE, 502, ASK_STREAM, ASKED_STREAM, Head(200, ((b"content-type", b"Text/HTML; charset=x"),)),
+        Data(b"<html>"), Eof(), head(502), ErrorBody("upstream_garbage"), EndResponse(),
+    ),
+    "an unlabelled page instead of a stream": case(
+        BROKE, 502, ASK_STREAM, ASKED_STREAM, Head(200, ()), Data(b"<html>\n\n"), head(502),
+        ErrorBody("upstream_garbage"), EndResponse(),
+    ),
+    "an empty stream": case(
+        BROKE, 502, ASK_STREAM, ASKED_STREAM, Head(), Eof(), head(502), ErrorBody("upstream_truncated"),
+        EndResponse(),
+    ),
+    "a stream of no content": case(
+        BROKE, 502, ASK_STREAM, ASKED_STREAM, Head(204), Eof(), head(502), ErrorBody("upstream_truncated"),
+        EndResponse(),
+    ),
+    "an error first": case(
+        ERR, 503, ASK_STREAM, ASKED_STREAM, Head(), Data(encode(ERROR) + DONE), head(503), SendBody(ERROR),
+        EndResponse(), Eof(),
+    ),
+    "an error first, behind a comment in the same piece": case(
+        ERR, 503, ASK_STREAM, ASKED_STREAM, Head(), Data(b": x\n\n" + encode(ERROR)), head(503), SendBody(ERROR),
+        EndResponse(),
+    ),
+    "an event too large first": case(
+        BROKE, 502, ASK_STREAM, ASKED_STREAM, Head(), Data(b"data: "), Data(b"x" * 400), head(502),
+        ErrorBody("upstream_event_too_large"), EndResponse(),
+    ),
+    # after it: an event
+    "garbage in a stream": case(
+        BROKE, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(HI + USAGE + b"data: <html>\n\n" + STOP), STREAM_HEAD,
+        out(HI), ErrorEvent("upstream_garbage"), EndResponse(), Data(STOP), Eof(), usage=SPENT, source=PARTIAL,
+    ),
+    "a stream that is cut": case(
+        BROKE, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(HI + STOP[:50]), STREAM_HEAD, out(HI), Eof(),
+        ErrorEvent("upstream_truncated"), EndResponse(),
+    ),
+    "an event too large later": case(
+        BROKE, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(HI), STREAM_HEAD, out(HI), Data(b"x" * 401),
+        ErrorEvent("upstream_event_too_large"), EndResponse(),
+    ),
+    "an error later": case(
+        ERR, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(HI), STREAM_HEAD, out(HI), Data(encode(ERROR) + DONE),
+        SendBody(encode(ERROR)), EndResponse(), Data(STOP), Eof(),
+    ),
+    "an error later in the same piece": case(
+        ERR, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(HI + encode(ERROR)), STREAM_HEAD, out(HI + encode(ERROR)),
+        EndResponse(),
+    ),
+}  # fmt: skip
+
+KEPT_ALIVE = {
+    "before the upstream answers": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE), KeepAlive(),
+        SendBody(KEEP_ALIVE), Head(), Data(STOP), out(STOP), Eof(), EndResponse(),
+    ),
+    "before its first event": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, Head(), KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE), Data(STOP),
+        out(STOP), Eof(), EndResponse(),
+    ),
+    "between events": case(
+        OK, 200, ASK_STREAM, ASKED_STREAM, Head(), Data(HI), STREAM_HEAD, out(HI), KeepAlive(), SendBody(KEEP_ALIVE),
+        Data(STOP), out(STOP), Eof(), EndResponse(), KeepAlive(),
+    ),
+    "then an error status": case(
+        ERR, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE), Head(503), KeepAlive(),
+        Data(b'{"error":\n{"message":"x"}}'), Eof(), SendBody(b'data: {"error":\ndata: {"message":"x"}}\n\n'),
+        EndResponse(),
+    ),
+    "then an error that is a page": case(
+        ERR, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE), Head(503),
+        Data(b"<html>"), Eof(), ErrorEvent("upstream_error"), EndResponse(),
+    ),
+    "then our key is refused": case(
+        ERR, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE), Head(401), Eof(),
+        ErrorEvent("upstream_unauthorized"), EndResponse(),
+    ),
+    "then a document": case(
+        BROKE, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE),
+        Head(200, JSON_HEADERS), Data(ANSWER), Eof(), ErrorEvent("upstream_not_a_stream"), EndResponse(),
+        usage=SPENT, source=PARTIAL,
+    ),
+    "then an answer too large": case(
+        BROKE, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE), Head(400),
+        Data(b"x" * 201), ErrorEvent("upstream_answer_too_large"), EndResponse(),
+    ),
+    "then an error in the stream": case(
+        ERR, 200, ASK_STREAM, ASKED_STREAM, Head(), KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE),
+        Data(encode(ERROR)), SendBody(encode(ERROR)), EndResponse(),
+    ),
+    "then garbage": case(
+        BROKE, 200, ASK_STREAM, ASKED_STREAM, Head(), KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE),
+        Data(b"data: x\n\n"), ErrorEvent("upstream_garbage"), EndResponse(),
+    ),
+    "then a refusal": case(
+        Outcome.TIMEOUT, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE),
+        Refuse(Problem(429, "no_slot", "busy", retry_after_s=9), Outcome.TIMEOUT), ErrorEvent("no_slot"),
+        EndResponse(),
+    ),
+}  # fmt: skip
+
+REFUSALS = {
+    "not JSON": case(
+        Outcome.REFUSED_INVALID, 400, Request(b"{"), head(400), ErrorBody("invalid_json"), EndResponse(),
+    ),
+    "no body": case(Outcome.REFUSED_INVALID, 400, Request(b""), head(400), ErrorBody("empty_body"), EndResponse()),
+    "no model": case(
+        Outcome.REFUSED_INVALID, 400, Request(b"{}"), head(400), ErrorBody("missing_model", "model"), EndResponse(),
+    ),
+    "options of another shape": case(
+        Outcome.REFUSED_INVALID, 400, Request(b'{"model":"fast","stream":true,"stream_options":5}'), head(400),
+        ErrorBody("invalid_stream_options", "stream_options"), EndResponse(),
+    ),
+    "no model for embeddings": case(
+        Outcome.REFUSED_INVALID, 400, Request(b"{}"), head(400), ErrorBody("missing_model", "model"), EndResponse(),
+        make=lambda: exchange(Operation.EMBEDDINGS),
+    ),
+    "an unknown model": case(
+        Outcome.REFUSED_MODEL, 404, Request(b'{"model":"gone","stream":true}'), head(404),
+        ErrorBody("model_not_found", "model"), EndResponse(),
+    ),
+    "a disabled model for embeddings": case(
+        Outcome.REFUSED_MODEL, 404, Request(b'{"model":"off"}'), head(404), ErrorBody("model_not_found", "model"),
+        EndResponse(), make=lambda: exchange(Operation.EMBEDDINGS),
+    ),
+    "by the runtime before the body": case(
+        Outcome.REFUSED_TOO_LARGE, 413,
+        Refuse(Problem(413, "body_too_large", "too large"), Outcome.REFUSED_TOO_LARGE), head(413),
+        ErrorBody("body_too_large"), EndResponse(), ASK,
+    ),
+    "by the runtime before the upstream": case(
+        Outcome.TIMEOUT, 429, ASK, ASKED,
+        Refuse(Problem(429, "no_slot", "busy", "x", retry_after_s=9), Outcome.TIMEOUT),
+        head(429, (b"retry-after", b"9")), ErrorBody("no_slot", "x"), EndResponse(),
+    ),
+}  # fmt: skip
+
+GROUPS = {
+    "whole": WHOLE_ANSWERS,
+    "error": ERRORS,
+    "stream": STREAMS,
+    "kept alive": KEPT_ALIVE,
+    "refused": REFUSALS,
+}
+CASES = [pytest.param(case, id=f"{group}: {name}") for group, cases in GROUPS.items() for name, case in cases.items()]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_playbook(case: Case) -> None:
+    machine = case.make()
+    client = play(machine, case.script)
+    assert machine.state is State.DONE
+    assert client.ends == [EndResponse()]
+    record = machine.record()
+    assert (record.outcome, record.status, record.usage, record.usage_source) == (
+        case.outcome,
+        case.status,
+        case.usage,
+        case.source,
+    )
+
+
+# --- the account ---
+
+
+def test_the_account_of_a_stream() -> None:
+    machine = exchange()
+    play(machine, STREAMS["a stream"].script)
+    assert machine.record() == Record(Operation.CHAT, OK, 200, "fast", "lab", "up-2026", True, SPENT, FINAL)
+
+
+def test_the_account_of_a_request_that_never_named_a_model() -> None:
+    machine = exchange(Operation.EMBEDDINGS)
+    play(machine, REFUSALS["not JSON"].script)
+    assert machine.record() == Record(
+        Operation.EMBEDDINGS, Outcome.REFUSED_INVALID, 400, None, None, None, False, None, UsageSource.NONE
+    )
+
+
+def test_the_account_of_a_model_that_leads_nowhere_names_it() -> None:
+    machine = exchange()
+    play(machine, REFUSALS["an unknown model"].script)
+    record = machine.record()
+    assert (record.model, record.upstream, record.upstream_model) == ("gone", None, None)
+
+
+@pytest.mark.parametrize("steps", range(5))
+def test_there_is_no_account_before_the_end(steps: int) -> None:
+    machine = exchange()
+    given_inputs: list[Input] = [ASK_STREAM, Head(), KeepAlive(), Data(HI)]
+    for given_input in given_inputs[:steps]:
+        feed(machine, given_input)
+    with pytest.raises(LocalError):
+        machine.record()
+
+
+def test_the_embedder_can_see_where_a_request_goes_and_whether_it_streams() -> None:
+    machine = exchange()
+    assert (machine.upstream, machine.streams) == (None, False)
+    feed(machine, ASK_STREAM)
+    assert (machine.upstream, machine.streams) == ("lab", True)
+    plain = exchange()
+    feed(plain, ASK)
+    assert (plain.upstream, plain.streams) == ("lab", False)
+
+
+def test_no_text_of_a_request_or_an_answer_is_in_a_repr() -> None:
+    """A command that ends in a log must not take a prompt with it."""
+    machine = exchange()
+    commands = feed(machine, Request(b'{"model":"fast","stream":true,"messages":"SECRET PROMPT"}'))
+    feed(machine, Head())
+    commands += feed(machine, Data(b'data: {"choices":[{"delta":{"content":"SECRET ANSWER"}}]}\n\n'))
+    commands += feed(machine, Fail(Failure.BROKEN))
+    assert "SECRET" not in repr(commands) + repr(machine.record())
+    assert len(commands) == 5
+
+
+def test_the_defaults_are_roomy() -> None:
+    machine = Exchange(Operation.CHAT, CATALOG, request_id="req_1")
+    large = b'{"model":"up-2026","x":"%b"}' % (b"x" * 2_000_000)
+    play(machine, [ASK, ASKED, Head(), Data(large), Eof(), head(200), out(large), EndResponse()])
+
+
+# --- errors that came with a success ---
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (b'{"code":503}', 503),
+        (b'{"code":"429"}', 429),
+        (b'{"status":404,"code":500}', 404),
+        (b'{"status":"RESOURCE_EXHAUSTED","code":429}', 429),
+        (b'{"code":200}', 502),
+        (b'{"code":399}', 502),
+        (b'{"code":600}', 502),
+        (b'{"code":4040}', 502),
+        (b'{"code":-404}', 502),
+        (b'{"code":"04011"}', 502),
+        (b'{"code":"404\\n"}', 502),
+        (b'{"code":"\\u0664\\u0660\\u0664"}', 502),
+        (b'{"code":"context_length_exceeded"}', 502),
+        (b'{"code":null}', 502),
+        (b'{"message":"x"}', 502),
+        (b'{"code":[]}', 502),
+        (b'{"code":%b}' % (b"4" * 5000), 502),
+        (b'"text"', 502),
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_error_that_came_with_a_success_gets_the_status_it_names(error: bytes, status: int, stream: bool) -> None:
+    machine = Exchange(Operation.CHAT, CATALOG, request_id="req_1")
+    client = Client()
+    body = b'{"error":%b}' % error
+    for given_input in (ASK_STREAM if stream else ASK, Head(), Data(encode(body) if stream else body), Eof()):
+        client.take(feed(machine, given_input))
+    assert client.status == status
+    assert client.ends
+    assert machine.record().outcome is Outcome.UPSTREAM_ERROR
+
+
+# --- secrets ---
+
+
+def leaky(text: bytes) -> bytes:
+    return b'{"error":{"message":"Incorrect key %b, or %b"}}' % (text, text)
+
+
+@pytest.mark.parametrize(
+    ("script", "body"),
+    [
+        ([ASK, Head(400), Data(leaky(SECRET)), Eof()], leaky(b"***")),
+        ([ASK, Head(400), Data(leaky(SECRET)[:40]), Data(leaky(SECRET)[40:]), Eof()], leaky(b"***")),
+        ([ASK, Head(200), Data(leaky(SECRET)), Eof()], leaky(b"***")),
+        ([ASK_STREAM, Head(), Data(encode(leaky(SECRET)))], leaky(b"***")),
+        ([ASK_STREAM, KeepAlive(), Head(400), Data(leaky(SECRET)), Eof()], KEEP_ALIVE + encode(leaky(b"***"))),
+        ([ASK_STREAM, Head(), KeepAlive(), Data(encode(leaky(SECRET)))], KEEP_ALIVE + encode(leaky(b"***"))),
+    ],
+)
+def test_our_key_in_an_upstreams_error_does_not_reach_the_client(script: list[Input], body: bytes) -> None:
+    """Some servers echo the key that they refuse."""
+    machine, client = exchange(), Client()
+    for given_input in script:
+        client.take(feed(machine, given_input))
+    assert client.ends
+    assert client.body == body
+
+
+# --- failures, departures and calls out of turn, in every state ---
+
+WAYS: dict[State, list[list[Input]]] = {
+    State.IDLE: [[]],
+    State.REQUESTED: [[ASK], [ASK_STREAM]],
+    State.WAITING: [[ASK_STREAM, KeepAlive()]],
+    State.COLLECTING: [
+        [ASK, Head()],
+        [ASK, Head(500), Data(b"x")],
+        [ASK_STREAM, Head(400)],
+        [ASK_STREAM, Head(200, JSON_HEADERS)],
+        [ASK_STREAM, KeepAlive(), Head(500)],
+    ],
+    State.HOLDING: [[ASK_STREAM, Head()], [ASK_STREAM, Head(), Data(HI[:9])], [ASK_STREAM, Head(), Data(USAGE)]],
+    State.STREAMING: [
+        [ASK_STREAM, Head(), Data(HI)],
+        [ASK_STREAM, Head(), KeepAlive()],
+        [ASK_STREAM, KeepAlive(), Head()],
+        [ASK_STREAM, Head(), Data(STOP)],
+        [ASK_STREAM, Head(), Data(STOP + DONE)],
+    ],
+    State.DONE: [
+        [Request(b"")],
+        [ClientGone()],
+        [ASK, Fail(Failure.TIMEOUT)],
+        [ASK, Head(), Data(b"{}"), Eof()],
+        [ASK_STREAM, Head(), Data(STOP), Eof()],
+    ],
+}
+ALL_WAYS = [pytest.param(state, way, id=f"{state.name}-{at}") for state in State for at, way in enumerate(WAYS[state])]
+INPUTS: list[Input] = [
+    ASK,
+    Refuse(Problem(429, "no_slot", "busy"), Outcome.REFUSED_TOO_LARGE),
+    Head(),
+    Data(HI),
+    Eof(),
+    *map(Fail, Failure),
+    ClientGone(),
+    KeepAlive(),
+]
+BODY = {State.COLLECTING, State.HOLDING, State.STREAMING}
+TAKEN_IN: dict[type[Input], set[State]] = {
+    Request: {State.IDLE},
+    Refuse: {State.IDLE, State.REQUESTED, State.WAITING},
+    Head: {State.REQUESTED, State.WAITING},
+    Data: BODY,
+    Eof: BODY,
+    Fail: set(State),
+    ClientGone: set(State),
+    KeepAlive: set(State),
+}
+
+
+def brought(way: list[Input]) -> tuple[Exchange, Client]:
+    machine, client = exchange(), Client()
+    for given_input in way:
+        client.take(feed(machine, given_input))
+    return machine, client
+
+
+@pytest.mark.parametrize(("state", "way"), ALL_WAYS)
+def test_each_way_leads_where_the_tests_below_think(state: State, way: list[Input]) -> None:
+    assert brought(way)[0].state is state
+
+
+@pytest.mark.parametrize("given_input", INPUTS, ids=str)
+@pytest.mark.parametrize(("state", "way"), ALL_WAYS)
+def test_an_input_is_taken_in_its_turn_and_refused_out_of_it(
+    state: State, way: list[Input], given_input: Input
+) -> None:
+    """Out of turn nothing changes; once all is done, everything is taken and nothing comes of it."""
+    machine, client = brought(way)
+    if state is State.DONE:
+        before = machine.record()
+        assert feed(machine, given_input) == []
+        assert machine.record() == before
+    elif state in TAKEN_IN[type(given_input)]:
+        client.take(feed(machine, given_input))
+    else:
+        with pytest.raises(LocalError):
+            feed(machine, given_input)
+        assert machine.state is state
+
+
+@pytest.mark.parametrize(("state", "way"), ALL_WAYS)
+def test_a_client_may_leave_at_any_time(state: State, way: list[Input]) -> None:
+    machine, client = brought(way)
+    answered = machine.answered
+    before = None if state is not State.DONE else machine.record()
+    assert machine.client_gone() == []
+    assert machine.state is State.DONE
+    record = machine.record()
+    assert record.status == client.status
+    if before is not None:
+        assert record == before
+    else:
+        assert record.outcome is (Outcome.OK if answered else Outcome.CLIENT_GONE)
+
+
+FAILURES = {
+    Failure.UNREACHABLE: (502, "upstream_unreachable", Outcome.UPSTREAM_UNREACHABLE),
+    Failure.TIMEOUT: (504, "upstream_timeout", Outcome.TIMEOUT),
+    Failure.BROKEN: (502, "upstream_broke", Outcome.UPSTREAM_BROKE),
+    Failure.SHUTDOWN: (503, "shutting_down", Outcome.SHUTDOWN),
+    Failure.INTERNAL: (500, "internal_error", Outcome.INTERNAL_ERROR),
+}
+
+
+@pytest.mark.parametrize("failure", Failure)
+@pytest.mark.parametrize(("state", "way"), [way for way in ALL_WAYS if way.values[0] is not State.DONE])
+def test_a_failure_is_told_in_whatever_way_is_left(state: State, way: list[Input], failure: Failure) -> None:
+    """As a status while the head is not out, as an event once it is; and not at all once the answer is whole."""
+    machine, client = brought(way)
+    status, code, outcome = FAILURES[failure]
+    head_is_out, answered = client.status is not None, machine.answered
+    before = client.body
+    client.take(machine.receive_failure(failure))
+    assert client.ends == [EndResponse()]
+    assert machine.record().outcome is (Outcome.OK if answered else outcome)
+    if answered:
+        assert client.body == before
+        return
+    told = client.body.removeprefix(before)
+    error = json.loads(told.removeprefix(b"data: "))["error"]
+    assert told.startswith(b"data: ") == head_is_out
+    assert error["code"] == code
+    assert client.status == (200 if head_is_out else status)
+    if not head_is_out:
+        assert dict(client.heads[0].headers).get(b"retry-after") == (b"5" if status == 503 else None)
+    assert ("lab" in error["message"]) == (status in (502, 504) and state is not State.IDLE)
+
+
+def test_answered_is_true_from_the_end_mark_on_and_not_before() -> None:
+    way: list[Input] = [ASK_STREAM, Head(), Data(STOP), Data(DONE), KeepAlive(), Eof()]
+    seen = [brought(way[:steps])[0].answered for steps in range(len(way) + 1)]
+    assert seen == [False, False, False, False, True, True, False]
+
+
+# --- laws ---
+
+bodies = st.sampled_from(
+    [HI, STOP, USAGE, DONE, encode(ERROR), ERROR, ANSWER, b"{}", b"<html>", b"x" * 500, b"", b"\n"]
+)
+content_types = st.sampled_from([b"text/event-stream", b"application/json", b"text/html", b"text/plain; x", b""]).map(
+    lambda value: ((b"content-type", value),)
+)
+requests = st.sampled_from([ASK, ASK_STREAM, ASK_STREAM, Request(b""), Request(b'{"model":"gone"}')])
+inputs = st.one_of(
+    requests,
+    st.builds(Head, st.sampled_from([200, 204, 301, 401, 429, 503]), content_types),
+    st.builds(Data, bodies | st.binary(max_size=8)),
+    st.builds(Data, bodies),
+    st.just(Eof()),
+    st.just(KeepAlive()),
+    st.builds(Fail, st.sampled_from(Failure)),
+    st.just(ClientGone()),
+    st.builds(Refuse, st.just(Problem(413, "no", "no")), st.sampled_from(Outcome)),
+)  # fmt: skip
+likely = st.tuples(requests, st.lists(inputs, max_size=8)).map(lambda drawn: [drawn[0], *drawn[1]])
+
+
+@given(likely | st.lists(inputs, max_size=8), st.sampled_from(Operation))
+def test_any_sequence_of_inputs_gives_one_well_formed_answer(given_inputs: list[Input], operation: Operation) -> None:
+    """`Client` holds the grammar: one head, then bodies, then one end, and nothing after it."""
+    machine, client = exchange(operation), Client()
+    gone = False
+    for given_input in given_inputs:
+        before = machine.state
+        try:
+            commands = feed(machine, given_input)
+        except LocalError:
+            assert (machine.state, before is State.DONE) == (before, False)
+            continue
+        gone = gone or (before is not State.DONE and isinstance(given_input, ClientGone))
+        assert not (before is State.DONE and commands)
+        client.take(commands)
+        assert (machine.outcome is None) == (machine.state is not State.DONE)
+        assert len(client.ends) == (machine.state is State.DONE and not gone)
+    if machine.outcome is not None:
+        record = machine.record()
+        assert (record.outcome, record.operation) == (machine.outcome, operation)
+        assert record.status == client.status
+        assert (record.usage is None) == (record.usage_source is UsageSource.NONE)
+        if record.usage is not None:
+            assert (record.usage_source is FINAL) == (record.outcome is Outcome.OK)
+
+
+def answer_of(way: list[Input], chunks: list[bytes]) -> tuple[int | None, bytes, Record]:
+    machine, client = brought(way)
+    for chunk in chunks:
+        client.take(feed(machine, Data(chunk)))
+    client.take(feed(machine, Eof()))
+    assert client.ends
+    return client.status, client.body, machine.record()
+
+
+good_first = st.sampled_from([HI, STOP, USAGE + HI, b": x\n\n" + HI])
+stream_bodies = st.tuples(good_first, st.lists(bodies | st.binary(max_size=6), max_size=4)).map(
+    lambda drawn: b"".join([drawn[0], *drawn[1]])
+)
+
+STREAM_WAYS: list[list[Input]] = [
+    [ASK_STREAM, Head()],
+    [ASK_STREAM, Head(), KeepAlive()],
+    [ASK_STREAM, KeepAlive(), Head()],
+]
+
+
+@given(stream_bodies, st.sampled_from(STREAM_WAYS), st.data())
+def test_a_clients_bytes_do_not_depend_on_how_the_upstreams_were_cut(
+    body: bytes, way: list[Input], chosen: st.DataObject
+) -> None:
+    """The exception, which is told below: a stream that begins with its error."""
+    whole = answer_of(way, [body])
+    assert answer_of(way, [body[at : at + 1] for at in range(len(body))]) == whole
+    assert answer_of(way, chosen.draw(pieces(body))) == whole
+
+
+def test_an_error_that_comes_first_gets_its_status_unless_something_was_sent_before_it() -> None:
+    """A comment leaves at once, and the head with it; in one piece with the error it is held back and dropped."""
+    comment, error = b": x\n\n", encode(ERROR)
+    assert answer_of([ASK_STREAM, Head()], [comment + error])[:2] == (503, ERROR)
+    assert answer_of([ASK_STREAM, Head()], [comment, error])[:2] == (200, comment + error)
+
+
+whole_bodies = st.sampled_from([ANSWER, ERROR, leaky(SECRET), b"<html>", b"x" * 700])
+
+
+@given(whole_bodies, st.sampled_from([200, 401, 500]), st.booleans(), st.data())
+def test_nor_does_a_whole_answer(body: bytes, status: int, streams: bool, chosen: st.DataObject) -> None:
+    answered = Head(status, JSON_HEADERS)
+    way: list[Input] = [ASK_STREAM, KeepAlive(), answered] if streams else [ASK, answered]
+    assert answer_of(way, chosen.draw(pieces(body))) == answer_of(way, [body])
