@@ -151,7 +151,7 @@ class Relay:
         kept_alive = self._began
         while True:
             now = trio.current_time()
-            if self._body_bytes > _OUTBOX_BYTES:  # the silence is the client's, and has its own limit
+            if self._sending or self._body_bytes > _OUTBOX_BYTES:  # the silence is the client's, and has its own limit
                 self._heard = now
             patience = self._timeouts.idle if self._head_seen else self._timeouts.head
             give_up = self._heard + patience

@@ -27,7 +27,7 @@ from tests.support import fakes
 from tests.support.fakes import DONE, FakePeer, FakeUpstream, Reply, Step, chunk, finish
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
-OUTBOX: Final = 256 * 1024
+OUTBOX: Final = 64 * 1024
 CATALOG: Final = Catalog(aliases={"alias": Alias("alias", "m")}, upstreams=(UpstreamModels("up"),))
 PATIENT: Final = RelayTimeouts(head=10_000, idle=10_000, total=100_000, keep_alive=9_000)
 
