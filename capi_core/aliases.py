@@ -3,24 +3,62 @@
 An alias is a name that the operator gave to a model of an upstream. A name that is no alias is looked up in the
 upstreams' own model lists, in the order of preference, unless the operator asked for `strict` names. What `resolve`
 accepts and what `listed` shows are the same set: a listing never hides what can be called, nor shows what cannot.
+
+Both take the caller's `MayCall`: whether the caller's key admits this name, and this name the key. It is asked about
+the effective name: the alias, also when it took the place of an unknown name.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import field, frozen
 
 from capi_core.errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
-__all__ = ["Alias", "Catalog", "ListedModel", "ModelRefusedError", "Resolution", "UpstreamModels"]
+__all__ = [
+    "Alias",
+    "Catalog",
+    "ListedModel",
+    "MayCall",
+    "ModelRefusedError",
+    "OutOfScopeError",
+    "Resolution",
+    "UpstreamModels",
+    "anybody",
+]
+
+EVERY_KEY: Final = ("*",)
+
+
+class MayCall(Protocol):
+    """Whether the caller may use the model called `name`, which only the keys in `allowed_keys` may use."""
+
+    def __call__(self, name: str, allowed_keys: Collection[str]) -> bool: ...
+
+
+def anybody(name: str, allowed_keys: Collection[str]) -> bool:
+    """The caller when there are no keys: every model is open."""
+    return True
 
 
 class ModelRefusedError(ProtocolError):
     """The named model cannot be called: unknown, disabled, or served by nobody."""
+
+
+class OutOfScopeError(ModelRefusedError):
+    """The model is there, but not for this caller: 403."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"this key may not use the model {_shown(name)}; GET /v1/models lists what it may use",
+            code="model_not_allowed",
+            status_hint=403,
+            param="model",
+        )
 
 
 @frozen
@@ -28,13 +66,14 @@ class Alias:
     """The operator's own name for an upstream's model.
 
     `upstream_model` is the model's name at the upstream; `via` names the upstream, and is only needed when several
-    upstreams serve that model.
+    upstreams serve that model. `allowed_keys`: ids of the keys that may use it, `("*",)` for all.
     """
 
     name: str
     upstream_model: str
     enabled: bool = True
     via: str | None = None
+    allowed_keys: tuple[str, ...] = EVERY_KEY
 
 
 @frozen
@@ -87,25 +126,30 @@ class Catalog:
     strict: bool = False
     default_model: str | None = None
 
-    def resolve(self, name: str) -> Resolution:
-        """Finds the upstream for the model that the client called `name`. Raises `ModelRefusedError`."""
+    def resolve(self, name: str, may_call: MayCall = anybody) -> Resolution:
+        """Finds the upstream for the model that the client called `name`.
+
+        Raises `ModelRefusedError` for a name that leads nowhere, `OutOfScopeError` for one that is not the caller's.
+        """
         alias = self.aliases.get(name)
         if alias is not None:
-            return self._resolve_alias(alias)
+            return self._resolve_alias(alias, may_call)
         if not self.strict:
             upstream = self._serving(name)
             if upstream is not None:
+                if not may_call(name, EVERY_KEY):
+                    raise OutOfScopeError(name)
                 return Resolution(upstream, name, public_name=name, renames=False)
         default = self.aliases.get(self.default_model) if self.default_model is not None else None
         if default is not None and default.enabled:
-            return self._resolve_alias(default)
+            return self._resolve_alias(default, may_call)
         raise self._unknown(name)
 
-    def listed(self) -> Iterator[ListedModel]:
+    def listed(self, may_call: MayCall = anybody) -> Iterator[ListedModel]:
         """Every model that `resolve` accepts by name, aliases first, each name once."""
         for alias in self.aliases.values():
             upstream = self._alias_upstream(alias) if alias.enabled else None
-            if upstream is not None:
+            if upstream is not None and may_call(alias.name, alias.allowed_keys):
                 yield ListedModel(alias.name, upstream, self._record(upstream, alias.upstream_model))
         if self.strict:
             return
@@ -114,11 +158,14 @@ class Catalog:
             for model, record in (source.models or {}).items():
                 if model not in seen:
                     seen.add(model)
-                    yield ListedModel(model, source.name, record)
+                    if may_call(model, EVERY_KEY):
+                        yield ListedModel(model, source.name, record)
 
-    def _resolve_alias(self, alias: Alias) -> Resolution:
+    def _resolve_alias(self, alias: Alias, may_call: MayCall) -> Resolution:
         if not alias.enabled:
             raise self._unknown(alias.name)
+        if not may_call(alias.name, alias.allowed_keys):
+            raise OutOfScopeError(alias.name)
         upstream = self._alias_upstream(alias)
         if upstream is None:
             raise ModelRefusedError(
@@ -153,16 +200,20 @@ class Catalog:
         return None
 
     def _unknown(self, name: str) -> ModelRefusedError:
-        shown = name if len(name) <= 64 and name.isprintable() else "given"
         if self.strict:
             return ModelRefusedError(
-                f"the model {shown!r} is not one of this gateway's aliases; GET /v1/models lists them",
+                f"the model {_shown(name)} is not one of this gateway's aliases; GET /v1/models lists them",
                 code="unknown_model",
                 param="model",
             )
         return ModelRefusedError(
-            f"the model {shown!r} does not exist here; GET /v1/models lists what this gateway serves",
+            f"the model {_shown(name)} does not exist here; GET /v1/models lists what this gateway serves",
             code="model_not_found",
             status_hint=404,
             param="model",
         )
+
+
+def _shown(name: str) -> str:
+    """A client's text as a message may repeat it: short and printable, or not at all."""
+    return repr(name) if len(name) <= 64 and name.isprintable() else "given"

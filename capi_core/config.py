@@ -26,8 +26,10 @@ __all__ = [
     "Config",
     "ConfigError",
     "ConfigProblem",
+    "FeaturesConfig",
     "LimitsConfig",
     "ModelConfig",
+    "RetentionConfig",
     "UpstreamConfig",
     "is_loopback_host",
     "json_schema",
@@ -50,6 +52,8 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     enabled: bool = True
     via: _UpstreamName | None = None
     """Which upstream serves it; only needed when several do."""
+    allowed_keys: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("*",)
+    """Ids of the keys that may use it; `["*"]`: every key."""
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,8 +99,23 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A client that takes no byte for this long is dropped."""
     keep_alive_s: _Seconds = 15.0
     """Silence after which a waiting stream gets a comment."""
+    requests_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
+    """Model requests a minute of each key that has no rate of its own."""
     grace_s: _Seconds = 30.0
     """How long running requests may finish after SIGTERM."""
+
+
+class FeaturesConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """What is switched on."""
+
+    auth: bool = True
+    """Callers need a key. Off, capi only listens where `--no-auth` could."""
+
+
+class RetentionConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How long records are kept."""
+
+    audit_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 365
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,12 +129,15 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     models: dict[_ModelName, ModelConfig] = {}
     upstreams: dict[_UpstreamName, UpstreamConfig] = {}
     limits: LimitsConfig = LimitsConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    retention: RetentionConfig = RetentionConfig()
 
     def catalog(self, models: Mapping[str, Mapping[str, bytes] | None]) -> Catalog:
         """The routing snapshot. `models`: per upstream the model list it gave, raw record by id; `None` if none."""
         return Catalog(
             aliases={
-                name: Alias(name, model.upstream, model.enabled, model.via) for name, model in self.models.items()
+                name: Alias(name, model.upstream, model.enabled, model.via, model.allowed_keys)
+                for name, model in self.models.items()
             },
             upstreams=tuple(UpstreamModels(name, models.get(name)) for name in self.upstreams),
             strict=self.strict,
@@ -189,6 +211,11 @@ _ENDS_IN_A_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
 _RawMembers = dict[str, msgspec.Raw]
 _SECTIONS: Final = {member.name: member.type for member in msgspec.structs.fields(Config)}
+_PLAIN_SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
+    "limits": LimitsConfig,
+    "features": FeaturesConfig,
+    "retention": RetentionConfig,
+}
 _ENTRIES: Final[Mapping[str, tuple[type[ModelConfig | UpstreamConfig], object]]] = {
     "models": (ModelConfig, _ModelName),
     "upstreams": (UpstreamConfig, _UpstreamName),
@@ -246,6 +273,12 @@ def _model_rules(config: Config) -> list[ConfigProblem]:
     for name, model in config.models.items():
         if model.via is not None and model.via not in config.upstreams:
             problems.append(ConfigProblem(f"$.models.{name}.via", f"there is no upstream {model.via!r}"))
+        target = config.models.get(model.upstream)
+        if target is not None and target.upstream != model.upstream:
+            text = f"{model.upstream!r} is itself an alias; name the upstream's model, {target.upstream!r}"
+            problems.append(ConfigProblem(f"$.models.{name}.upstream", text))
+        if "*" in model.allowed_keys and len(model.allowed_keys) > 1:
+            problems.append(ConfigProblem(f"$.models.{name}.allowed_keys", "'*' is every key; leave the others out"))
     if config.default_model is not None and config.default_model not in config.models:
         problems.append(ConfigProblem("$.default_model", f"there is no alias {config.default_model!r}"))
     return problems
@@ -290,8 +323,9 @@ def _base_url_fault(url: str | None, *, allow_http: bool) -> str | None:
 
 def _unknown_members(sections: _RawMembers) -> list[ConfigProblem]:
     unknown = [f"$.{name}" for name in sections.keys() - _SECTIONS.keys()]
-    if "limits" in sections:
-        unknown += _unknown_in("$.limits", sections["limits"], LimitsConfig)
+    for section, struct in _PLAIN_SECTIONS.items():
+        if section in sections:
+            unknown += _unknown_in(f"$.{section}", sections[section], struct)
     for section, (entry_type, _) in _ENTRIES.items():
         for key, entry in _members(sections.get(section, b"{}"), "$").items():
             unknown += _unknown_in(f"$.{section}.{key}", entry, entry_type)

@@ -33,9 +33,21 @@ import re
 from typing import TYPE_CHECKING, Final, assert_never
 
 import msgspec
-from attrs import field, frozen
 
 from capi_core import headers as header_rules
+from capi_core.aliases import ModelRefusedError, OutOfScopeError, anybody
+from capi_core.commands import (
+    Command,
+    EndResponse,
+    ExchangeLimits,
+    Failure,
+    Operation,
+    Outcome,
+    Record,
+    SendBody,
+    SendRequest,
+    StartResponse,
+)
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.members import decode
 from capi_core.protocols import chat, embeddings, openai
@@ -45,7 +57,7 @@ from capi_core.usage import Usage, UsageSource
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from capi_core.aliases import Catalog, Resolution
+    from capi_core.aliases import Catalog, MayCall, Resolution
     from capi_core.headers import Headers
 
 __all__ = [
@@ -64,13 +76,6 @@ __all__ = [
 ]
 
 
-class Operation(enum.Enum):
-    """What is asked of a model; the value is the path below an upstream's base URL."""
-
-    CHAT = "/chat/completions"
-    EMBEDDINGS = "/embeddings"
-
-
 class State(enum.Enum):
     """See the theory of operation above."""
 
@@ -83,101 +88,11 @@ class State(enum.Enum):
     DONE = enum.auto()
 
 
-class Outcome(enum.Enum):
-    """How a request ended. Closed: a dashboard can count on these."""
-
-    OK = "ok"
-    CLIENT_GONE = "client_gone"
-    UPSTREAM_ERROR = "upstream_error"
-    """The upstream answered, with an error."""
-    UPSTREAM_BROKE = "upstream_broke"
-    """The upstream's answer was cut or was not in its protocol."""
-    UPSTREAM_UNREACHABLE = "upstream_unreachable"
-    TIMEOUT = "timeout"
-    SHUTDOWN = "shutdown"
-    INTERNAL_ERROR = "internal_error"
-    REFUSED_INVALID = "refused_invalid"
-    REFUSED_MODEL = "refused_model"
-    REFUSED_TOO_LARGE = "refused_too_large"
-
-
-class Failure(enum.Enum):
-    """Why the embedder has no (more) upstream response."""
-
-    UNREACHABLE = enum.auto()
-    TIMEOUT = enum.auto()
-    BROKEN = enum.auto()
-    SHUTDOWN = enum.auto()
-    INTERNAL = enum.auto()
-
-
-@frozen
-class ExchangeLimits:
-    """Bounds on what one exchange holds in memory, in bytes."""
-
-    max_event_bytes: int = 4 * 1024 * 1024
-    max_answer_bytes: int = 64 * 1024 * 1024
-    """A whole JSON answer; embeddings of a large batch are tens of MB."""
-    max_error_bytes: int = 1024 * 1024
-    """An upstream's error body."""
-
-
-@frozen
-class SendRequest:
-    """Ask `upstream` (its name in the catalog): POST `operation.value` below its base URL."""
-
-    upstream: str
-    operation: Operation
-    headers: Headers
-    body: bytes = field(repr=False)
-
-
-@frozen
-class StartResponse:
-    """The client's response head. `headers` are complete but for what the server adds (date, request id)."""
-
-    status: int
-    headers: Headers
-
-
-@frozen
-class SendBody:
-    """Bytes of the client's response body; never empty."""
-
-    data: bytes = field(repr=False)
-
-
-@frozen
-class EndResponse:
-    """The client's response is complete."""
-
-
-Command = SendRequest | StartResponse | SendBody | EndResponse
-
-
-@frozen
-class Record:
-    """The account of one exchange. `None`: it never came to that. Holds no text of a prompt or an answer.
-
-    `model` is the name in the client's request, `status` the HTTP status that the client got.
-    """
-
-    operation: Operation
-    outcome: Outcome
-    status: int | None
-    model: str | None
-    upstream: str | None
-    upstream_model: str | None
-    stream: bool
-    usage: Usage | None
-    usage_source: UsageSource
-
-
 class Exchange:
     """The machine. See the module for the order of calls.
 
     `hidden`: secrets, as bytes, that must not reach the client inside an upstream's error text.
-    `ask_usage`: names of upstreams that refuse `stream_options` map to False.
+    `ask_usage`: names of upstreams that refuse `stream_options` map to False. `may_call`: the caller's scope.
     """
 
     def __init__(
@@ -189,6 +104,7 @@ class Exchange:
         limits: ExchangeLimits | None = None,
         hidden: tuple[bytes, ...] = (),
         ask_usage: Mapping[str, bool] | None = None,
+        may_call: MayCall = anybody,
     ) -> None:
         self.state = State.IDLE
         self.outcome: Outcome | None = None
@@ -198,6 +114,7 @@ class Exchange:
         self._limits = limits or ExchangeLimits()
         self._hidden = hidden
         self._ask_usage = ask_usage or {}
+        self._may_call = may_call
         self._model: str | None = None
         self._resolution: Resolution | None = None
         self._stream: chat.ChatStream | None = None
@@ -260,8 +177,7 @@ class Exchange:
         try:
             request, upstream_body = self._prepare(body)
         except ProtocolError as error:
-            refused = Outcome.REFUSED_MODEL if self._model is not None else Outcome.REFUSED_INVALID
-            return self._answer_problem(Problem.of(error), refused)
+            return self._answer_problem(Problem.of(error), _refusal(error))
         self.state = State.REQUESTED
         headers = header_rules.upstream_request_headers(stream=self.streams, request_id=self._request_id)
         return [SendRequest(request.upstream, self._operation, headers, upstream_body)]
@@ -362,7 +278,7 @@ class Exchange:
 
     def _resolve(self, model: str) -> Resolution:
         self._model = model
-        self._resolution = self._catalog.resolve(model)
+        self._resolution = self._catalog.resolve(model, self._may_call)
         return self._resolution
 
     # -- a whole answer -----------------------------------------------------------------------------------------
@@ -549,6 +465,12 @@ _REDIRECT: Final = Problem(
 
 # Answers about the gateway's own standing with the upstream. A client that got the bare 401 would distrust its own key.
 _OWN_ERRORS: Final[Mapping[int, Problem]] = {401: _UNAUTHORIZED, 407: _UNAUTHORIZED}
+
+
+def _refusal(error: ProtocolError) -> Outcome:
+    if isinstance(error, OutOfScopeError):
+        return Outcome.REFUSED_SCOPE
+    return Outcome.REFUSED_MODEL if isinstance(error, ModelRefusedError) else Outcome.REFUSED_INVALID
 
 
 def _is_document(content_type: bytes) -> bool:

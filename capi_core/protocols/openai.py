@@ -95,6 +95,7 @@ class _UpstreamRecord(msgspec.Struct):
     vendor: str | None = None
 
 
+_MAX_MODEL: Final = 256  # characters; it is repeated in logs and accounts, which must not hold a prompt
 _LATEST: Final = 253_402_300_799  # 9999-12-31, the last second that can be written as a date
 _JSON: Final = msgspec.json.Encoder()
 _STRING: Final = msgspec.json.Decoder(str)
@@ -134,8 +135,9 @@ def required_model(document: JSONObject) -> str:
             param="model",
         )
     model = decode_string(raw)
-    if not model:
-        raise ProtocolError("`model` must be a non-empty string", code="invalid_model", param="model")
+    if not model or len(model) > _MAX_MODEL:
+        text = f"`model` must be a string of 1 to {_MAX_MODEL} characters"
+        raise ProtocolError(text, code="invalid_model", param="model")
     return model
 
 

@@ -1,10 +1,22 @@
 """Aliases: what can be called and what is listed are the same, and each name leads to one place."""
 
+from collections.abc import Collection
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capi_core.aliases import Alias, Catalog, ListedModel, ModelRefusedError, Resolution, UpstreamModels
+from capi_core.aliases import (
+    Alias,
+    Catalog,
+    ListedModel,
+    MayCall,
+    ModelRefusedError,
+    OutOfScopeError,
+    Resolution,
+    UpstreamModels,
+    anybody,
+)
 
 OPENAI = UpstreamModels("openai", {"gpt-a": b'{"id":"gpt-a"}', "shared": b'{"id":"shared","by":"openai"}'})
 LAB = UpstreamModels("lab", {"qwen": b"{}", "shared": b'{"id":"shared","by":"lab"}'})
@@ -168,6 +180,57 @@ def test_an_alias_through_an_upstream_without_a_list_is_listed_without_a_record(
     assert list(catalog.listed()) == [ListedModel("fast", "blind", None)]
 
 
+# --- the caller's scope ---
+
+
+def key(own_id: str, *allowed_models: str) -> MayCall:
+    """A key that may use these models, all of them if none is named; the other half is what a model's keys allow."""
+
+    def may_call(name: str, allowed_keys: Collection[str]) -> bool:
+        return bool({"*", own_id} & set(allowed_keys)) and (not allowed_models or name in allowed_models)
+
+    return may_call
+
+
+SCOPED = Catalog(
+    aliases(Alias("fast", "gpt-a", allowed_keys=("k1",)), Alias("slow", "qwen")), (OPENAI, LAB), default_model="fast"
+)
+
+
+@pytest.mark.parametrize(
+    ("caller", "callable_names"),
+    [
+        (anybody, ["fast", "slow", "gpt-a", "shared", "qwen"]),
+        (key("k1"), ["fast", "slow", "gpt-a", "shared", "qwen"]),
+        (key("k2"), ["slow", "gpt-a", "shared", "qwen"]),
+        (key("k1", "fast", "shared"), ["fast", "shared"]),
+        (key("k2", "fast", "shared"), ["shared"]),
+    ],
+)
+def test_a_model_is_callable_and_visible_when_it_admits_the_key_and_the_key_admits_it(
+    caller: MayCall, callable_names: list[str]
+) -> None:
+    assert [model.name for model in SCOPED.listed(caller)] == callable_names
+    for model in SCOPED.listed():
+        if model.name in callable_names:
+            assert SCOPED.resolve(model.name, caller).public_name == model.name
+        else:
+            with pytest.raises(OutOfScopeError) as caught:
+                SCOPED.resolve(model.name, caller)
+            assert (caught.value.code, caught.value.status_hint, caught.value.param) == (
+                "model_not_allowed",
+                403,
+                "model",
+            )
+
+
+def test_the_scope_is_judged_on_the_default_and_not_on_the_name_that_it_replaced() -> None:
+    """Else any unknown name would open the default model to every key."""
+    with pytest.raises(OutOfScopeError):
+        SCOPED.resolve("nobody-knows-it", key("k1", "nobody-knows-it"))
+    assert SCOPED.resolve("nobody-knows-it", key("k1", "fast")).public_name == "fast"
+
+
 # --- both agree ---
 
 names = st.sampled_from(["a", "b", "c", "d", "e"])
@@ -181,7 +244,13 @@ def catalogs(draw: st.DrawFn) -> Catalog:
     return Catalog(
         aliases(
             *(
-                Alias(name, draw(names), draw(st.booleans()), draw(st.none() | upstream_names | st.just("gone")))
+                Alias(
+                    name,
+                    draw(names),
+                    draw(st.booleans()),
+                    draw(st.none() | upstream_names | st.just("gone")),
+                    draw(st.sampled_from([("*",), ("k1",), ("k2",)])),
+                )
                 for name in known
             )
         ),
@@ -191,9 +260,12 @@ def catalogs(draw: st.DrawFn) -> Catalog:
     )
 
 
-def called(catalog: Catalog, name: str) -> Resolution | None:
+def called(catalog: Catalog, name: str, caller: MayCall = anybody) -> Resolution | None:
     try:
-        return catalog.resolve(name)
+        return catalog.resolve(name, caller)
+    except OutOfScopeError:
+        assert caller is not anybody
+        return None
     except ModelRefusedError as error:
         told = (error.code, error.status_hint, error.param)
     assert told in [("model_not_found", 404, "model"), ("unknown_model", 400, "model")]
@@ -208,6 +280,15 @@ def test_everything_listed_can_be_called_by_that_name_and_leads_where_the_listin
         resolution = called(catalog, model.name)
         assert resolution is not None
         assert (resolution.public_name, resolution.upstream) == (model.name, model.upstream)
+
+
+@given(catalogs(), st.sets(names, min_size=1))
+def test_what_a_key_sees_is_what_it_can_call(catalog: Catalog, allowed: set[str]) -> None:
+    caller = key("k1", *allowed)
+    seen = list(catalog.listed(caller))
+    for model in catalog.listed():
+        assert (called(catalog, model.name, caller) is not None) == (model in seen)
+    assert all(model.name in allowed for model in seen)
 
 
 @given(catalogs(), names | st.just("zz"))

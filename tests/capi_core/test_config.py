@@ -12,8 +12,10 @@ from capi_core.aliases import Alias, UpstreamModels
 from capi_core.config import (
     Config,
     ConfigError,
+    FeaturesConfig,
     LimitsConfig,
     ModelConfig,
+    RetentionConfig,
     UpstreamConfig,
     is_loopback_host,
     json_schema,
@@ -120,6 +122,10 @@ def test_the_catalog_keeps_the_files_order_and_takes_lists_from_the_caller() -> 
         ({"models": {"a": {"upstream": "x", "enabled": 1}}}, "$.models.a.enabled"),
         ({"models": {"a": {"upstream": "x", "via": "U"}}}, "$.models.a.via"),
         ({"models": {"a": {"upstream": "x", "via": "gone"}}}, "$.models.a.via"),
+        ({"models": {"a": {"upstream": "x", "allowed_keys": []}}}, "$.models.a.allowed_keys"),
+        ({"models": {"a": {"upstream": "x", "allowed_keys": "*"}}}, "$.models.a.allowed_keys"),
+        ({"models": {"a": {"upstream": "x", "allowed_keys": ["*", "k1"]}}}, "$.models.a.allowed_keys"),
+        ({"models": {"a": {"upstream": "b"}, "b": {"upstream": "x"}}}, "$.models.a.upstream"),
         ({"models": {"a b": {"upstream": "x"}}}, "$.models.a b"),
         ({"models": {"": {"upstream": "x"}}}, "$.models."),
         ({"models": {"a\n": {"upstream": "x"}}}, "$.models.a\n"),
@@ -143,6 +149,10 @@ def test_the_catalog_keeps_the_files_order_and_takes_lists_from_the_caller() -> 
         (with_upstream(head_timeout_s=-1), "$.upstreams.u.head_timeout_s"),
         (with_upstream(idle_timeout_s="1"), "$.upstreams.u.idle_timeout_s"),
         (with_upstream(total_timeout_s=86_401), "$.upstreams.u.total_timeout_s"),
+        ({"features": {"auth": "off"}}, "$.features.auth"),
+        ({"retention": {"audit_days": 0}}, "$.retention.audit_days"),
+        ({"retention": {"audit_days": 36_501}}, "$.retention.audit_days"),
+        ({"limits": {"requests_per_minute": 0}}, "$.limits.requests_per_minute"),
         ({"limits": None}, "$.limits"),
         ({"limits": {"max_body_bytes": 1023}}, "$.limits.max_body_bytes"),
         ({"limits": {"max_body_bytes": 1024**3 + 1}}, "$.limits.max_body_bytes"),
@@ -201,6 +211,13 @@ def test_everything_wrong_is_told_at_once() -> None:
     ]
 
 
+def test_an_alias_may_have_the_name_of_its_own_model_and_others_may_lead_there() -> None:
+    text = b'{"models":{"gpt-a":{"upstream":"gpt-a","allowed_keys":["k1"]},"fast":{"upstream":"gpt-a"}}}'
+    config, warnings = parse(text)
+    assert warnings == ()
+    assert config.catalog({}).aliases["gpt-a"].allowed_keys == ("k1",)
+
+
 def test_so_is_everything_that_does_not_fit_together() -> None:
     document = {
         "default_model": "gone",
@@ -240,13 +257,13 @@ def test_members_that_this_version_does_not_know_are_warned_about_and_nothing_el
     document = GOOD | {
         "prices": {"gpt": {}},
         "limits": {"max_dogs": 1},
-        "models": {"fast": {"upstream": "x", "allowed_keys": ["*"]}},
+        "models": {"fast": {"upstream": "x", "fallbacks": ["y"]}},
         "upstreams": {"openai": {"kind": "openai", "base_url": "https://h.example/v1", "max_in_flight": 4}},
     }
     config, warnings = parse(json.dumps(document).encode())
     assert [warning.path for warning in warnings] == [
         "$.limits.max_dogs",
-        "$.models.fast.allowed_keys",
+        "$.models.fast.fallbacks",
         "$.prices",
         "$.upstreams.openai.max_in_flight",
     ]
@@ -483,7 +500,7 @@ def test_the_schema_has_the_shape_of_json_schema_and_names_every_member() -> Non
     schema = json.loads(json_schema())
     definitions = schema["$defs"]
     assert schema["$ref"].removeprefix("#/$defs/") in definitions
-    for struct in (Config, ModelConfig, UpstreamConfig, LimitsConfig):
+    for struct in (Config, ModelConfig, UpstreamConfig, LimitsConfig, FeaturesConfig, RetentionConfig):
         definition = definitions[struct.__name__]
         assert definition["type"] == "object"
         assert set(definition["properties"]) == {member.name for member in msgspec.structs.fields(struct)}

@@ -412,6 +412,10 @@ REFUSALS = {
         Outcome.REFUSED_MODEL, 404, Request(b'{"model":"off"}'), head(404), ErrorBody("model_not_found", "model"),
         EndResponse(), make=lambda: exchange(Operation.EMBEDDINGS),
     ),
+    "a model that is not this key's": case(
+        Outcome.REFUSED_SCOPE, 403, ASK_STREAM, head(403), ErrorBody("model_not_allowed", "model"), EndResponse(),
+        make=lambda: Exchange(Operation.CHAT, CATALOG, request_id="r", may_call=lambda name, keys: name == "slow"),
+    ),
     "by the runtime before the body": case(
         Outcome.REFUSED_TOO_LARGE, 413,
         Refuse(Problem(413, "body_too_large", "too large"), Outcome.REFUSED_TOO_LARGE), head(413),

@@ -63,6 +63,7 @@ def test_the_model_is_read_whatever_its_spelling() -> None:
         (b'{"x":{"model":"x"}}', "missing_model"),
         (b'{"model":null}', "invalid_model"),
         (b'{"model":""}', "invalid_model"),
+        (b'{"model":"' + b"x" * 257 + b'"}', "invalid_model"),
         (b'{"model":["x"]}', "invalid_model"),
         (b'{"model":"\\udc00"}', "invalid_model"),
     ],

@@ -1,0 +1,139 @@
+"""The data directory and the files in it: ours alone, and exactly the ones we think they are.
+
+Everything is opened relative to a path whose last component is never followed as a link, and judged by what was
+opened or by `lstat`. Nobody but the owner can write into a directory of mode 0700, so what was checked stays.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from pathlib import Path
+from typing import Final
+
+from capi_trio.storage.errors import UnsafePath
+
+__all__ = [
+    "FILE_MODE",
+    "check_file",
+    "create_file",
+    "instance_id",
+    "open_private",
+    "prepare_directory",
+    "sync_directory",
+]
+
+FILE_MODE: Final = 0o600
+
+_DIRECTORY_MODE: Final = 0o700
+_INSTANCE_NAME: Final = "instance-id"
+_OTHERS: Final = 0o077
+_OTHERS_WRITE: Final = 0o022
+
+
+def prepare_directory(path: Path) -> None:
+    """Makes `path` a directory of mode 0700 that belongs to this user, or refuses it.
+
+    A directory that others may read is closed to them. One that others may write is refused: what lies in it may be
+    theirs. Raises `UnsafePath`.
+    """
+    try:
+        path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        found = path.lstat()
+        if stat.S_ISLNK(found.st_mode):
+            raise UnsafePath(f"{path} is a symbolic link. Name the directory itself: {path.resolve()}")
+        _check_owner(path, found)
+        if found.st_mode & _OTHERS_WRITE:
+            raise UnsafePath(f"others can write into {path}. Look for what is not yours, then run: chmod 700 {path}")
+        if stat.S_IMODE(found.st_mode) != _DIRECTORY_MODE:
+            path.chmod(_DIRECTORY_MODE)
+    except OSError as error:
+        raise UnsafePath(f"{path} cannot be used as the data directory: {error.strerror}") from error
+
+
+def check_file(path: Path) -> os.stat_result | None:
+    """The file's status when it is a regular file with one name that belongs to this user; `None` when there is none.
+
+    Closes it to others when it is not. It is never opened: to close any descriptor of a database file drops the locks
+    that SQLite holds on it in this process. Raises `UnsafePath`.
+    """
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UnsafePath(f"{path} cannot be examined: {error.strerror}") from error
+    _check_regular(path, found)
+    if found.st_mode & _OTHERS:
+        try:
+            path.chmod(FILE_MODE)
+        except OSError as error:
+            raise UnsafePath(f"others can read {path} and that cannot be changed: {error.strerror}") from error
+    return found
+
+
+def create_file(path: Path, content: bytes = b"") -> None:
+    """Makes a new file of mode 0600, whatever the umask, and syncs it. Raises `OSError`; never replaces a file."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
+    with os.fdopen(descriptor, "wb") as file:
+        os.fchmod(file.fileno(), FILE_MODE)
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def open_private(path: Path, flags: int) -> int:
+    """Opens one of our own files, mode 0600, never through a link. Raises `UnsafePath` or `OSError`."""
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
+    try:
+        found = os.fstat(descriptor)
+        _check_regular(path, found)
+        if stat.S_IMODE(found.st_mode) != FILE_MODE:
+            os.fchmod(descriptor, FILE_MODE)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def sync_directory(path: Path) -> None:
+    """Makes the names in a directory last through a power cut. Raises `OSError`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def instance_id(directory: Path) -> str:
+    """The random name of this data directory, made at the first call: 16 hex digits. Raises `UnsafePath`, `OSError`.
+
+    Replicas that share one database each keep the audit files of their own changes; this tells them apart.
+    """
+    path = directory / _INSTANCE_NAME
+    try:
+        create_file(path, secrets.token_hex(8).encode())
+        sync_directory(directory)
+    except FileExistsError:
+        pass
+    with os.fdopen(open_private(path, os.O_RDONLY), "rb") as file:
+        name = file.read(64).decode("ascii", "replace").strip()
+    if len(name) != 16 or not set(name) <= set("0123456789abcdef"):
+        raise UnsafePath(f"{path} does not hold the 16 hex digits that it was made with. Restore it from a backup")
+    return name
+
+
+def _check_regular(path: Path, found: os.stat_result) -> None:
+    if stat.S_ISLNK(found.st_mode):
+        raise UnsafePath(f"{path} is a symbolic link. Put the file itself there")
+    if not stat.S_ISREG(found.st_mode):
+        raise UnsafePath(f"{path} is not a regular file")
+    if found.st_nlink > 1:
+        raise UnsafePath(f"{path} has a second name (a hard link) under which others may reach it")
+    _check_owner(path, found)
+
+
+def _check_owner(path: Path, found: os.stat_result) -> None:
+    if found.st_uid != os.geteuid():
+        raise UnsafePath(f"{path} belongs to user {found.st_uid}, and capi runs as user {os.geteuid()}")

@@ -1,0 +1,135 @@
+"""The data directory and its files are ours alone."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from capi_trio.storage.errors import UnsafePath
+from capi_trio.storage.files import (
+    check_file,
+    create_file,
+    instance_id,
+    open_private,
+    prepare_directory,
+    sync_directory,
+)
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o077])
+def test_what_is_made_is_for_the_owner_only_under_any_umask(tmp_path: Path, umask: int) -> None:
+    previous = os.umask(umask)
+    try:
+        prepare_directory(tmp_path / "data")
+        create_file(tmp_path / "data" / "file", b"content")
+        os.close(open_private(tmp_path / "data" / "other", os.O_RDWR | os.O_CREAT))
+    finally:
+        os.umask(previous)
+    assert mode(tmp_path / "data") == 0o700
+    assert mode(tmp_path / "data" / "file") == mode(tmp_path / "data" / "other") == 0o600
+    assert (tmp_path / "data" / "file").read_bytes() == b"content"
+
+
+def test_a_directory_that_others_may_read_is_closed(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    prepare_directory(tmp_path / "data")
+    assert mode(tmp_path / "data") == 0o700
+
+
+@pytest.mark.parametrize("bits", [0o777, 0o770, 0o702, 0o1777])
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, bits: int) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data").chmod(bits)
+    with pytest.raises(UnsafePath, match="chmod 700"):
+        prepare_directory(tmp_path / "data")
+
+
+def test_a_link_or_a_file_in_the_directorys_place_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(UnsafePath, match=str(tmp_path / "real")):
+        prepare_directory(tmp_path / "link")
+    for name in ("dangling", "file"):
+        with pytest.raises(UnsafePath, match=name):
+            prepare_directory(tmp_path / name)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@needs_root
+def test_what_belongs_to_somebody_else_is_refused(tmp_path: Path) -> None:
+    for name, make in (("data", Path.mkdir), ("file", Path.touch)):
+        make(tmp_path / name, 0o700)
+        os.chown(tmp_path / name, 12345, -1)
+    with pytest.raises(UnsafePath, match="12345"):
+        prepare_directory(tmp_path / "data")
+    with pytest.raises(UnsafePath, match="12345"):
+        check_file(tmp_path / "file")
+    with pytest.raises(UnsafePath, match="12345"):
+        open_private(tmp_path / "file", os.O_RDWR)
+
+
+@pytest.mark.parametrize("plant", ["link", "hard link", "fifo", "directory"])
+def test_a_file_that_is_not_one_of_ours_is_refused(tmp_path: Path, plant: str) -> None:
+    target, path = tmp_path / "precious", tmp_path / "file"
+    target.write_text("content")
+    match plant:
+        case "link":
+            path.symlink_to(target)
+        case "hard link":
+            path.hardlink_to(target)
+        case "fifo":
+            os.mkfifo(path)
+        case _:
+            path.mkdir()
+    with pytest.raises(UnsafePath, match="file"):
+        check_file(path)
+    with pytest.raises((UnsafePath, OSError)):
+        open_private(path, os.O_RDWR | os.O_APPEND)
+    with pytest.raises(FileExistsError):
+        create_file(path, b"mine")
+    assert target.read_text() == "content"
+
+
+def test_a_file_that_others_may_read_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("content")
+    path.chmod(0o644)
+    found = check_file(path)
+    assert found is not None
+    assert found.st_size == 7
+    assert mode(path) == 0o600
+    path.chmod(0o644)
+    os.close(open_private(path, os.O_RDONLY))
+    assert mode(path) == 0o600
+
+
+def test_no_file_is_no_fault(tmp_path: Path) -> None:
+    assert check_file(tmp_path / "file") is None
+    with pytest.raises(UnsafePath, match="cannot be examined"):
+        check_file(tmp_path / ("x" * 300))
+
+
+def test_a_directory_is_named_by_a_random_id_that_stays(tmp_path: Path) -> None:
+    first = instance_id(tmp_path)
+    assert len(first) == 16
+    assert instance_id(tmp_path) == first
+    (tmp_path / "other").mkdir()
+    assert instance_id(tmp_path / "other") != first
+    (tmp_path / "instance-id").write_text("../../etc/passwd")
+    with pytest.raises(UnsafePath, match="instance-id"):
+        instance_id(tmp_path)
+
+
+def test_a_directory_is_synced(tmp_path: Path) -> None:
+    sync_directory(tmp_path)
+    with pytest.raises(OSError, match="No such file"):
+        sync_directory(tmp_path / "nowhere")
