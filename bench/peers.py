@@ -15,20 +15,38 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import msgspec
+import trio
 from attrs import field, frozen
 
 from bench.procfs import pinned
 from bench.upstream import MODEL
+from capi_core.keys import KeyDraft, Tier, format_key
+from capi_trio.clock import now_ms
+from capi_trio.keyring import CLI, Keyring
+from capi_trio.storage.audit_writer import open_audit_writer
+from capi_trio.storage.database import open_database
+from capi_trio.storage.lock import DirectoryLock
 
 if TYPE_CHECKING:
     from typing import Self
 
-__all__ = ["PEERS", "Peer", "Process", "Site", "available", "free_port", "start_peer", "start_upstream"]
+__all__ = [
+    "PEERS",
+    "Peer",
+    "Process",
+    "Site",
+    "available",
+    "free_port",
+    "header_fields",
+    "start_peer",
+    "start_upstream",
+]
 
 _ALIAS: Final = "house-model"
 _PATH: Final = "/v1/chat/completions"
@@ -68,10 +86,27 @@ def _relay(site: Site) -> list[str]:
 
 
 def _capi(site: Site) -> list[str]:
+    """With everything on: auth, audit, log. The keys are made beforehand, from bytes that the load generator knows."""
+    trio.run(_make_keys, site.folder)
     upstream = {"kind": "openai", "base_url": f"{site.upstream_url}/v1", "api_key_env": "BENCH_UPSTREAM_KEY"}
-    config = {"version": 1, "upstreams": {"bench": upstream}, "models": {_ALIAS: {"upstream": MODEL}}}
+    config = {
+        "version": 1,
+        "upstreams": {"bench": upstream},
+        "models": {_ALIAS: {"upstream": MODEL}},
+        "limits": {"requests_per_minute": 1_000_000},
+    }
     (site.folder / "config.json").write_bytes(msgspec.json.encode(config))
     return [sys.executable, "-m", "capi_trio.cli", "start", "--port", str(site.port), "--data-dir", str(site.folder)]
+
+
+async def _make_keys(folder: Path) -> None:
+    async with AsyncExitStack() as stack:
+        lock = stack.enter_context(DirectoryLock.take(folder))
+        database = await stack.enter_async_context(open_database(lock))
+        await stack.enter_async_context(open_audit_writer(database, lock))
+        for tier, secret in ((Tier.ADMIN, b"\x01"), (Tier.CLIENT, b"\x02")):
+            keyring = Keyring(database, now_ms=now_ms, random_bytes=secret.__mul__, default_rpm=lambda: 1)
+            await keyring.create(KeyDraft(label=tier.value, tier=tier), CLI)
 
 
 _NGINX_CONF: Final = """
@@ -117,13 +152,14 @@ def _nginx(site: Site) -> list[str]:
 
 
 _KEY: Final = {"BENCH_UPSTREAM_KEY": "sk-bench-not-a-secret"}
+_AUTH: Final = ("authorization: Bearer " + format_key(b"\x02" * 32),)
 
 PEERS: Final = (
     Peer("direct", None, reference=True),
     Peer("nginx", _nginx, reference=True, program="nginx"),
     Peer("relay", _relay),
-    Peer("capi", _capi, environment=_KEY),
-    Peer("capi+alias", _capi, environment=_KEY, model=_ALIAS),
+    Peer("capi", _capi, environment=_KEY, headers=_AUTH),
+    Peer("capi+alias", _capi, environment=_KEY, headers=_AUTH, model=_ALIAS),
 )
 """Of those that are no references, the first is what the others are compared with."""
 
@@ -161,14 +197,14 @@ class Process:
     def pid(self) -> int:
         return self._process.pid
 
-    def wait_until_it_answers(self, url: str, model: str) -> None:
+    def wait_until_it_answers(self, url: str, model: str, headers: tuple[str, ...] = ()) -> None:
         """Asks until there is an answer; then `started_s` says how long that took.
 
         Raises `RuntimeError`, and ends the process, when none comes.
         """
         parts = urlsplit(url)
         body = msgspec.json.encode({"model": model, "messages": [{"role": "user", "content": "hi"}]})
-        while not _answers(parts.netloc, parts.path, body):
+        while not _answers(parts.netloc, parts.path, body, header_fields(headers)):
             if self._process.poll() is not None or time.monotonic() - self._began > _START_S:
                 self.stop()
                 raise RuntimeError(f"{self._process.args!r} does not answer:\n{self._log.read_text()[-2000:]}")
@@ -190,10 +226,15 @@ class Process:
             self._process.wait()
 
 
-def _answers(netloc: str, path: str, body: bytes) -> bool:
+def header_fields(headers: tuple[str, ...]) -> dict[str, str]:
+    """`name: value` lines as a mapping."""
+    return {name: value.strip() for name, _, value in (header.partition(":") for header in headers)}
+
+
+def _answers(netloc: str, path: str, body: bytes, headers: Mapping[str, str]) -> bool:
     connection = http.client.HTTPConnection(netloc, timeout=_START_S)
     try:
-        connection.request("POST", path, body, {"content-type": "application/json"})
+        connection.request("POST", path, body, {"content-type": "application/json", **headers})
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False
@@ -220,5 +261,5 @@ def start_peer(peer: Peer, upstream_url: str, folder: Path, *, core: int | None)
     argv = peer.command(site)
     process = Process(argv, environment=peer.environment, core=core, log=folder / "output.log")
     url = f"http://127.0.0.1:{site.port}{_PATH}"
-    process.wait_until_it_answers(url, peer.model)
+    process.wait_until_it_answers(url, peer.model, peer.headers)
     return process, url

@@ -119,7 +119,7 @@ def _process_table(run: Run) -> str:
 
 
 def _remarks(run: Run) -> list[str]:
-    remarks = []
+    remarks = list(run.remarks)
     bad = {name: sum(sample.load.bad for sample in run.samples if sample.peer == name) for name in run.peers}
     for name, count in bad.items():
         if count:

@@ -1,21 +1,25 @@
-"""The gateway as a plain ASGI app: which route does what, and what is refused before a model is asked.
+"""The gateway as a plain ASGI app: which route does what, for whom, and what is refused before a model is asked.
 
-Routes are looked up by the exact bytes of the path, once; nothing is decoded, folded or cleaned up first. It does not
-matter which server runs the app.
+A request passes the same gates in the same order: the perimeter (is this host and page ours to answer), the door (whose
+key is it), the body, the route, the rate. Only the root and the health routes are for everybody. Routes are looked up
+by the exact bytes of the path, once; nothing is decoded, folded or cleaned up first. It does not matter which server
+runs the app.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import unquote_to_bytes
 
+import trio
 from attrs import asdict, frozen
 
-from capi_core.config import is_loopback_host
 from capi_core.errors import Problem
 from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome
+from capi_core.keys import may_call
 from capi_core.protocols.openai import encode_error, encode_model, encode_models
-from capi_trio.asgi import BodyTooLargeError, ClientGoneError, header, read_body, respond
+from capi_trio.asgi import BodyTooLargeError, ClientGoneError, drain_body, read_body, respond
 from capi_trio.logs import get_logger
 from capi_trio.relay import Relay, RelayTimeouts
 
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
     from capi_core.aliases import Catalog
     from capi_core.config import Config
     from capi_core.headers import Headers
+    from capi_core.keys import KeyRecord
+    from capi_trio.access import Access, Door, OpenDoor
+    from capi_trio.perimeter import Perimeter
     from capi_trio.relay import RelayResult
     from capi_trio.upstream import UpstreamClient
 
@@ -56,8 +63,9 @@ class Snapshot:
 class Gateway:
     """The ASGI app.
 
-    `snapshot` gives the state of the moment; `ready` tells whether requests can be served; `new_request_id` makes ids
-    of visible ASCII.
+    `snapshot` gives the state of the moment; `door` lets callers in; `ready` tells whether requests can be served;
+    `sealed` tells whether the first admin key still lies unread; `new_request_id` makes ids of visible ASCII.
+    `max_body_bytes` is the bound that the connection has: it reads no more, so it must not be waited for.
     """
 
     def __init__(
@@ -65,11 +73,19 @@ class Gateway:
         *,
         snapshot: Callable[[], Awaitable[Snapshot]],
         client: UpstreamClient,
+        door: Door | OpenDoor,
+        perimeter: Perimeter,
         ready: Callable[[], bool],
+        sealed: Callable[[], bool],
         new_request_id: Callable[[], str],
+        max_body_bytes: int,
     ) -> None:
+        self._max_body_bytes = max_body_bytes
         self._snapshot = snapshot
         self._client = client
+        self._door = door
+        self._perimeter = perimeter
+        self._sealed = sealed
         self._ready = ready
         self._new_request_id = new_request_id
         self._relays: set[Relay] = set()
@@ -90,27 +106,43 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         if scope["type"] != "http":
             return
-        request = _Request(scope, receive, send, self._new_request_id())
+        request = _Request(scope, receive, send, self._new_request_id(), self._max_body_bytes)
+        problem = self._perimeter.problem(scope)
+        if problem is not None:
+            await request.turn_away(problem)
+        elif scope["raw_path"] in _PUBLIC:
+            await self._answer_public(request)
+        elif self._sealed():
+            await request.turn_away(_SEALED)
+        else:
+            access = self._door.enter(scope["headers"], ip=self._perimeter.client_ip(scope))
+            if isinstance(access, Problem):
+                await request.turn_away(access, *_CHALLENGE)
+            else:
+                await self._serve(request, access)
+
+    async def _serve(self, request: _Request, access: Access) -> None:
+        """Answers a caller who was let in."""
         snapshot = await self._snapshot()
+        scope = request.scope
         operation = _OPERATIONS.get(scope["raw_path"]) if scope["method"] == "POST" else None
         body: bytes | None
         try:
-            body = await read_body(scope, receive, limit=snapshot.config.limits.max_body_bytes)
+            body = await read_body(scope, request.receive, limit=self._max_body_bytes)
         except ClientGoneError:
             return
         except BodyTooLargeError:
             body = None
-        problem = _foreign_origin(scope)
-        if problem is not None:
-            await request.refuse(problem)
-        elif operation is not None:
-            await self._exchange(request, snapshot, operation, body)
+        if operation is not None:
+            await self._exchange(request, access, snapshot, operation, body)
         elif body is None:
-            await request.refuse(_too_large(snapshot.config))
+            await request.refuse(_too_large(self._max_body_bytes))
         else:
-            await self._answer_plain(request, snapshot)
+            await self._answer_listing(request, access.key, snapshot)
 
-    async def _exchange(self, request: _Request, snapshot: Snapshot, operation: Operation, body: bytes | None) -> None:
+    async def _exchange(
+        self, request: _Request, access: Access, snapshot: Snapshot, operation: Operation, body: bytes | None
+    ) -> None:
         limits = snapshot.config.limits
         exchange = Exchange(
             operation,
@@ -119,11 +151,15 @@ class Gateway:
             limits=ExchangeLimits(limits.max_event_bytes, limits.max_answer_bytes),
             hidden=self._client.secrets,
             ask_usage={name: upstream.ask_usage for name, upstream in snapshot.config.upstreams.items()},
+            may_call=partial(may_call, access.key),
         )
+        over_rate = self._door.grant(access, trio.current_time())
         if self._stopping:
             commands = exchange.receive_failure(Failure.SHUTDOWN)
         elif body is None:
-            commands = exchange.refuse(_too_large(snapshot.config), Outcome.REFUSED_TOO_LARGE)
+            commands = exchange.refuse(_too_large(self._max_body_bytes), Outcome.REFUSED_TOO_LARGE)
+        elif over_rate is not None:
+            commands = exchange.refuse(over_rate, Outcome.REFUSED_RATE)
         else:
             commands = exchange.receive_request(body)
         relay = Relay(
@@ -142,9 +178,9 @@ class Gateway:
             raise
         finally:
             self._relays.discard(relay)
-            self._account(request, result)
+            self._account(request, access.key, result)
 
-    def _account(self, request: _Request, result: RelayResult) -> None:
+    def _account(self, request: _Request, key: KeyRecord, result: RelayResult) -> None:
         """The one line that a request leaves behind. No text of a prompt or an answer is in it."""
         record, usage = result.record, result.record.usage
         tokens = {} if usage is None else {f"tokens_{name}": count for name, count in asdict(usage).items()}
@@ -152,6 +188,7 @@ class Gateway:
         (self._log.info if quiet else self._log.warning)(
             "exchange",
             request_id=request.id,
+            key_id=key.id,
             operation=record.operation.name.lower(),
             outcome=record.outcome.value,
             status=record.status,
@@ -168,39 +205,58 @@ class Gateway:
 
     # -- routes that ask no model -------------------------------------------------------------------------------
 
-    async def _answer_plain(self, request: _Request, snapshot: Snapshot) -> None:
-        path, method = request.scope["raw_path"], request.scope["method"]
-        if path in _OPERATIONS:
-            await request.refuse(_wrong_method("POST"), (b"allow", b"POST"))
-        elif path not in _READABLE and path not in _MODEL_LISTS and not path.startswith(_MODEL_PREFIXES):
-            text = "there is nothing at this path; the API is below /v1, for example POST /v1/chat/completions"
-            await request.refuse(Problem(404, "unknown_route", text))
-        elif method not in {"GET", "HEAD"}:
+    async def _answer_public(self, request: _Request) -> None:
+        path = request.scope["raw_path"]
+        try:
+            await drain_body(request.scope, request.receive, limit=self._max_body_bytes)
+        except ClientGoneError:
+            return
+        except BodyTooLargeError:
+            await request.refuse(_too_large(self._max_body_bytes))
+            return
+        if request.scope["method"] not in _READING:
             await request.refuse(_wrong_method("GET"), (b"allow", b"GET, HEAD"))
-        elif path in _MODEL_LISTS:
-            await request.respond(200, _JSON, encode_models(snapshot.catalog.listed()))
-        elif path.startswith(_MODEL_PREFIXES):
-            await self._answer_model(request, snapshot)
         elif path == b"/readyz" and not self._ready():
             await request.respond(503, _TEXT, b"not ready\n")
         else:
-            await request.respond(200, _TEXT, _READABLE[path])
+            await request.respond(200, _TEXT, _PUBLIC[path])
 
-    async def _answer_model(self, request: _Request, snapshot: Snapshot) -> None:
+    async def _answer_listing(self, request: _Request, key: KeyRecord, snapshot: Snapshot) -> None:
+        path, method = request.scope["raw_path"], request.scope["method"]
+        if path in _OPERATIONS:
+            await request.refuse(_wrong_method("POST"), (b"allow", b"POST"))
+        elif path not in _MODEL_LISTS and not path.startswith(_MODEL_PREFIXES):
+            text = "there is nothing at this path; the API is below /v1, for example POST /v1/chat/completions"
+            await request.refuse(Problem(404, "unknown_route", text))
+        elif method not in _READING:
+            await request.refuse(_wrong_method("GET"), (b"allow", b"GET, HEAD"))
+        elif path in _MODEL_LISTS:
+            await request.respond(200, _JSON, encode_models(snapshot.catalog.listed(partial(may_call, key))))
+        else:
+            await self._answer_model(request, key, snapshot)
+
+    async def _answer_model(self, request: _Request, key: KeyRecord, snapshot: Snapshot) -> None:
         name = unquote_to_bytes(request.scope["raw_path"].partition(b"/models/")[2]).decode("utf-8", "replace")
-        for model in snapshot.catalog.listed():
+        for model in snapshot.catalog.listed(partial(may_call, key)):
             if model.name == name:
                 await request.respond(200, _JSON, encode_model(model))
                 return
-        text = "there is no such model here; GET /v1/models lists what this gateway serves"
+        text = "there is no such model here; GET /v1/models lists what this key may use"
         await request.refuse(Problem(404, "model_not_found", text, param="model"))
 
 
-_READABLE: Final[Mapping[bytes, bytes]] = {
+_READING: Final = frozenset({"GET", "HEAD"})
+_PUBLIC: Final[Mapping[bytes, bytes]] = {
     b"/": b"capi is running\n",
     b"/healthz": b"ok\n",
     b"/readyz": b"ready\n",
 }
+_CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="capi"'),)
+_SEALED: Final = Problem(
+    503,
+    "admin_key_unread",
+    "this gateway waits for its operator to read and delete the file with the first admin key; its log says where",
+)
 
 
 @frozen
@@ -211,6 +267,7 @@ class _Request:
     receive: ASGIReceiveCallable
     send: ASGISendCallable
     id: str
+    max_body_bytes: int
 
     @property
     def headers(self) -> Headers:
@@ -226,37 +283,24 @@ class _Request:
     async def refuse(self, problem: Problem, *more: tuple[bytes, bytes]) -> None:
         await self.respond(problem.status, _JSON, encode_error(problem), *more)
 
+    async def turn_away(self, problem: Problem, *more: tuple[bytes, bytes]) -> None:
+        """Refuses without keeping any of the body in memory: whoever was not let in cannot fill it."""
+        try:
+            await drain_body(self.scope, self.receive, limit=self.max_body_bytes)
+        except ClientGoneError:
+            return
+        except BodyTooLargeError:
+            pass  # the refusal is the same
+        await self.refuse(problem, *more)
 
-def _too_large(config: Config) -> Problem:
-    limit = config.limits.max_body_bytes
+
+def _too_large(limit: int) -> Problem:
     text = f"the request's body is larger than {limit} bytes, this gateway's limits.max_body_bytes"
     return Problem(413, "body_too_large", text)
 
 
 def _wrong_method(allowed: str) -> Problem:
     return Problem(405, "method_not_allowed", f"this path takes {allowed} requests")
-
-
-def _foreign_origin(scope: HTTPScope) -> Problem | None:
-    """Refuses what a web page made a browser send. While capi listens on loopback only, every caller is local.
-
-    A name that a page made point at 127.0.0.1 (DNS rebinding) still stands in `host`; a page's own request names it in
-    `origin`.
-    """
-    host = _host_of(b"//" + (header(scope, b"host") or b"localhost"))
-    if not is_loopback_host(host):
-        return Problem(421, "unknown_host", "this gateway answers to localhost and loopback addresses only")
-    origin = header(scope, b"origin")
-    if origin is not None and not is_loopback_host(_host_of(origin)):
-        return Problem(403, "cross_site_request", "requests from web pages of other sites are not served")
-    return None
-
-
-def _host_of(url: bytes) -> str:
-    try:
-        return urlsplit(url.decode("ascii")).hostname or ""
-    except ValueError:  # not ASCII, or not a URL
-        return ""
 
 
 def _timeouts(config: Config, upstream: str | None) -> RelayTimeouts:

@@ -7,11 +7,21 @@ from typing import TYPE_CHECKING
 from hypercorn.typing import HTTPResponseBodyEvent, HTTPResponseStartEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
     from capi_core.headers import Headers
 
-__all__ = ["BodyTooLargeError", "ClientGoneError", "ResetConnectionError", "header", "read_body", "respond"]
+__all__ = [
+    "BodyTooLargeError",
+    "ClientGoneError",
+    "ResetConnectionError",
+    "drain_body",
+    "header",
+    "read_body",
+    "respond",
+]
 
 
 class ClientGoneError(Exception):
@@ -40,22 +50,37 @@ async def read_body(scope: HTTPScope, receive: ASGIReceiveCallable, *, limit: in
     Every handler reads the body before it answers: hypercorn's connection never finishes an answer while body
     messages that nobody takes are queued. Raises `BodyTooLargeError` or `ClientGoneError`.
     """
+    parts: list[bytes] = []
+    await _each_part(scope, receive, parts.append, limit=limit)
+    return b"".join(parts)
+
+
+async def drain_body(scope: HTTPScope, receive: ASGIReceiveCallable, *, limit: int) -> None:
+    """Takes the request body and drops it, holding one message at a time.
+
+    Of a body over `limit` bytes the connection hands on no more than that, so the rest is not waited for. Raises
+    `BodyTooLargeError` or `ClientGoneError`.
+    """
+    await _each_part(scope, receive, lambda part: None, limit=limit)
+
+
+async def _each_part(
+    scope: HTTPScope, receive: ASGIReceiveCallable, take: Callable[[bytes], None], *, limit: int
+) -> None:
     declared = header(scope, b"content-length")
     if declared is not None and int(declared) > limit:
         raise BodyTooLargeError
-    parts: list[bytes] = []
     size = 0
     while True:
         message = await receive()
         if message["type"] != "http.request":
             raise ClientGoneError
-        part = message["body"]
-        size += len(part)
+        size += len(message["body"])
         if size > limit:
             raise BodyTooLargeError
-        parts.append(part)
+        take(message["body"])
         if not message["more_body"]:
-            return b"".join(parts)
+            return
 
 
 async def respond(send: ASGISendCallable, status: int, headers: Headers, body: bytes) -> None:

@@ -58,28 +58,45 @@ class CatalogKeeper:
         self._config = config
         self._client = client
         self._log = get_logger("catalog")
-        self._lists: dict[str, Mapping[str, bytes] | None] = {
-            name: None if upstream.models is None else dict.fromkeys(upstream.models, b"{}")
+        self._lists: dict[str, Mapping[str, bytes] | None] = {}
+        self._changed = trio.Event()
+        self.ready = trio.Event()
+        self.catalog: Catalog = config.catalog({})
+        self.set_config(config)
+
+    def set_config(self, config: Config) -> None:
+        """Goes on with another configuration. What an unchanged upstream said stays; the others are asked anew."""
+        kept = {
+            name: self._lists.get(name)
+            for name, upstream in config.upstreams.items()
+            if self._config.upstreams.get(name) == upstream
+        }
+        self._config = config
+        self._lists = {
+            name: kept.get(name) if upstream.models is None else dict.fromkeys(upstream.models, b"{}")
             for name, upstream in config.upstreams.items()
         }
-        self._asked = [name for name, upstream in config.upstreams.items() if upstream.models is None]
-        self.ready = trio.Event()
-        self.catalog: Catalog = config.catalog(self._lists)
+        self.catalog = config.catalog(self._lists)
+        self._changed.set()
 
     async def run(self) -> None:
         """Refreshes for ever. `ready` is set after the first round, whether or not every upstream answered."""
         while True:
+            self._changed = trio.Event()
             await self.refresh()
             self.ready.set()
-            missing = any(self._lists[name] is None for name in self._asked)
-            await trio.sleep(_RETRY_S if missing else _REFRESH_S)
+            with trio.move_on_after(_RETRY_S if None in self._lists.values() else _REFRESH_S):
+                await self._changed.wait()
 
     async def refresh(self) -> None:
         """Asks every upstream that has a list, all at once."""
         async with trio.open_nursery() as nursery:
-            for name in self._asked:
+            for name in self._asked():
                 nursery.start_soon(self._refresh_one, name)
         self.catalog = self._config.catalog(self._lists)
+
+    def _asked(self) -> list[str]:
+        return [name for name, upstream in self._config.upstreams.items() if upstream.models is None]
 
     async def _refresh_one(self, name: str) -> None:
         try:
@@ -87,5 +104,6 @@ class CatalogKeeper:
         except (UpstreamFailedError, ValueError) as error:
             self._log.warning("model_list_unavailable", upstream=name, reason=str(error))
             return
-        self._lists[name] = models
+        if name in self._lists:  # it may have been taken out meanwhile
+            self._lists[name] = models
         self._log.info("model_list", upstream=name, models=len(models))

@@ -12,6 +12,7 @@ told to end (`on_stop`), so that its client gets a proper last event; then every
 from __future__ import annotations
 
 import socket
+import ssl
 import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
@@ -20,20 +21,33 @@ import trio
 
 from capi_trio.connection import ConnectionContext, ConnectionTimeouts, GuardedStream, serve_connection
 from capi_trio.logs import get_logger
+from capi_trio.sockets import TLSTransport, close_with_reset
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from hypercorn.typing import ASGIFramework
 
     from capi_core.config import LimitsConfig
     from capi_core.framing import FramingLimits
 
-__all__ = ["BindError", "Server", "listen"]
+__all__ = ["BindError", "Server", "listen", "tls_context"]
 
 _BACKLOG: Final = 1024
 _STOPPING_S: Final = 2.0
 """How long a request may take to tell its client that the gateway stops."""
+
+
+def tls_context(cert: Path, key: Path) -> ssl.SSLContext:
+    """TLS 1.2 and up, HTTP/1.1 only (ALPN). Raises `BindError` when the files cannot be used."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.set_alpn_protocols(["http/1.1"])
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise BindError(f"{cert} and {key} cannot be used for TLS: {error.strerror or error}") from error
+    return context
 
 
 class BindError(Exception):
@@ -63,7 +77,8 @@ def listen(host: str, port: int, *, write_stall_s: float) -> trio.SocketListener
 class Server:
     """Serves one app on its listeners, with caps on connections and a graceful end.
 
-    `on_stop` is called once, when the grace period is over and requests are still running.
+    `on_stop` is called once, when the grace period is over and requests are still running. With `tls`, every connection
+    begins with a handshake, for which it has as long as for a request's head.
     """
 
     def __init__(
@@ -74,7 +89,9 @@ class Server:
         framing: FramingLimits,
         new_request_id: Callable[[], str],
         on_stop: Callable[[], None] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        self._tls = tls
         self._app = app
         self._limits = limits
         self._on_stop = on_stop
@@ -150,14 +167,18 @@ class Server:
         except OSError:  # it has left already
             await trio.aclose_forcefully(stream)
             return
-        guarded = GuardedStream(stream, stream.socket, self._context)
         if self._over_cap(address):
-            await guarded.abort()
+            await close_with_reset(stream)
             return
+        transport: trio.SocketStream | TLSTransport = stream
+        if self._tls is not None:
+            transport = TLSTransport(trio.SSLStream(stream, self._tls, server_side=True, https_compatible=True))
+        guarded = GuardedStream(transport, stream.socket, self._context)
         self._streams.add(guarded)
         self._per_address[address] += 1
         try:
-            await serve_connection(guarded, self._app, self._context)
+            if await self._shake_hands(transport):
+                await serve_connection(guarded, self._app, self._context)
         finally:
             self._streams.discard(guarded)
             self._per_address[address] -= 1
@@ -165,6 +186,17 @@ class Server:
                 del self._per_address[address]
             if not self._streams:
                 self._all_over.set()
+
+    async def _shake_hands(self, transport: trio.SocketStream | TLSTransport) -> bool:
+        if isinstance(transport, trio.SocketStream):
+            return True
+        try:
+            with trio.fail_after(self._limits.head_timeout_s):
+                await transport.do_handshake()
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
+            await trio.aclose_forcefully(transport)
+            return False
+        return True
 
     def _over_cap(self, address: str) -> bool:
         full = self.connections >= self._limits.max_connections

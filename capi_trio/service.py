@@ -1,6 +1,8 @@
 """A running gateway: everything that `capi start` and `capi demo` keep alive, in one nursery.
 
-The gateway's own server is the foreground; demo providers and the model lists are the background, and outlive it. A
+In the order of birth: the data directory's lock, the database with its schema up to date, the audit writer, the keys,
+the listening socket, the first admin key, and then everything that runs. The gateway's own server is the foreground;
+demo providers, model lists, audit, control socket and configuration watcher are the background, and outlive it. A
 background part that fails takes the process down: a gateway that is half alive is worse than one that restarts.
 """
 
@@ -10,37 +12,78 @@ import os
 import signal
 import threading
 import time
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import trio
-from attrs import frozen
+from attrs import define, frozen
 
+from capi_core.audit import Action
 from capi_core.config import LimitsConfig
 from capi_core.framing import FramingLimits
+from capi_trio.access import Door, OpenDoor, RejectLog
 from capi_trio.app import Gateway, Snapshot
+from capi_trio.bootstrap import ADMIN_KEY_NAME, bootstrap, key_file_waits
 from capi_trio.catalog import CatalogKeeper
+from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import upstream_targets
+from capi_trio.control import serve_control
 from capi_trio.demo.app import DemoProvider, IdCounter
+from capi_trio.keyring import Keyring
 from capi_trio.logs import get_logger
+from capi_trio.operations import Operations
 from capi_trio.server import Server, listen
+from capi_trio.storage.audit_writer import open_audit_writer
+from capi_trio.storage.database import Mutation, open_database
+from capi_trio.storage.lock import DirectoryLock
+from capi_trio.storage.outbox import AuditDraft
 from capi_trio.upstream import UpstreamClient
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    import ssl
+    from collections.abc import Awaitable, Callable, Mapping
     from pathlib import Path
+
+    import sqlalchemy as sa
 
     from capi_core.aliases import Catalog
     from capi_core.config import Config
-    from capi_trio.upstream import UpstreamTarget
+    from capi_trio.configstore import ConfigStore, Loaded
+    from capi_trio.perimeter import Perimeter
+    from capi_trio.storage.audit_writer import AuditWriter
+    from capi_trio.storage.database import Database
 
-__all__ = ["Running", "serve"]
+__all__ = ["Options", "Running", "serve"]
 
 _FIRST_LISTS_S: Final = 2.0
 """How long the first requests wait for the upstreams' model lists; without one, an upstream is asked for any model."""
 _HARD_STOP_S: Final = 5.0
 """Beyond the grace period. Then the process ends, whatever still hangs."""
-_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_ENDING: Final = (signal.SIGTERM, signal.SIGINT)
+_PRUNE_S: Final = 3600.0
+
+
+@frozen
+class Options:
+    """How a gateway is run. `database`: a PostgreSQL URL, `None` for SQLite in `data_dir`.
+
+    `show_key` prints the first admin key on a terminal; without it the key goes to a file. `prepare` is awaited before
+    the door opens, to make keys of its own.
+    """
+
+    host: str
+    port: int
+    data_dir: Path
+    base_dir: Path
+    environ: Mapping[str, str]
+    auth: bool
+    perimeter: Perimeter
+    new_request_id: Callable[[], str]
+    database: str | None = None
+    tls: ssl.SSLContext | None = None
+    show_key: Callable[[str], None] | None = None
+    prepare: Callable[[Keyring], Awaitable[None]] | None = None
 
 
 @frozen
@@ -49,80 +92,210 @@ class Running:
 
     host: str
     port: int
+    auth_mode: str
     provider_urls: Mapping[str, str]
     catalog: Callable[[], Catalog]
+    secure: bool = False
 
     @property
     def url(self) -> str:
-        return f"http://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
+        scheme = "https" if self.secure else "http"
+        return f"{scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-@frozen
-class _Parts:
-    """What is there before anything runs."""
+@define
+class _State:
+    """What a reload replaces."""
 
     config: Config
-    listener: trio.SocketListener
-    host: str
-    providers: Mapping[str, trio.SocketListener]
-    demo_urls: Mapping[str, str]
-    targets: Mapping[str, UpstreamTarget]
-    new_request_id: Callable[[], str]
 
 
 async def serve(
-    config: Config,
-    *,
-    host: str,
-    port: int,
-    environ: Mapping[str, str],
-    base_dir: Path,
-    new_request_id: Callable[[], str],
-    on_ready: Callable[[Running], None],
+    config: Config, options: Options, on_ready: Callable[[Running], None], *, store: ConfigStore | None = None
 ) -> bool:
-    """Runs a gateway until a signal ends it. `on_ready` is called once it answers.
+    """Runs a gateway until a signal ends it. `on_ready` is called once it answers; `store` is watched for changes.
 
-    Returns whether every request could end by itself. Raises `BindError` and `ConfigError` before anything is served.
+    Returns whether every request could end by itself. Raises `BindError`, `ConfigError` and `StorageError` before
+    anything is served.
     """
-    async with AsyncExitStack() as sockets:
-        listener = await sockets.enter_async_context(listen(host, port, write_stall_s=config.limits.write_stall_s))
-        providers = {name: await sockets.enter_async_context(demo) for name, demo in _demo_listeners(config).items()}
-        demo_urls = {name: f"http://127.0.0.1:{demo.socket.getsockname()[1]}/v1" for name, demo in providers.items()}
-        targets = upstream_targets(config, environ, base_dir=base_dir, demo_urls=demo_urls)
-        running = _Parts(config, listener, host, providers, demo_urls, targets, new_request_id)
-        return await _serve(running, on_ready)
+    async with AsyncExitStack() as stack:
+        armed = stack.enter_context(ExitStack())  # left last: until then the hard stop stays armed
+        lock = stack.enter_context(DirectoryLock.take(options.data_dir))
+        database = await stack.enter_async_context(open_database(lock, options.database))
+        writer = await stack.enter_async_context(open_audit_writer(database, lock))
+        service = _Service(config, options, database, writer, lock)
+        await service.keyring.load()
+        stall = config.limits.write_stall_s
+        listener = await stack.enter_async_context(listen(options.host, options.port, write_stall_s=stall))
+        async with UpstreamClient({}) as client:
+            return await service.run(client, listener, store, on_ready, armed)
 
 
-async def _serve(parts: _Parts, on_ready: Callable[[Running], None]) -> bool:
-    config, new_request_id = parts.config, parts.new_request_id
-    async with trio.open_nursery() as background:
-        for provider in parts.providers.values():
-            # Ids must not come again after a restart; what tests look into need not be kept.
-            app = DemoProvider(time.time, IdCounter(f"{time.time_ns():x}"), kept_records=0)
-            demo_server = _server(app, LimitsConfig(), new_request_id)
-            background.start_soon(demo_server.serve, provider)
-        async with UpstreamClient(parts.targets) as client:
+class _Service:
+    """The parts of one running gateway, and how a reload reaches them."""
+
+    def __init__(
+        self, config: Config, options: Options, database: Database, writer: AuditWriter, lock: DirectoryLock
+    ) -> None:
+        self._state = _State(config)
+        self._options = options
+        self._database = database
+        self._writer = writer
+        self._lock = lock
+        self._log = get_logger("service")
+        self._demos: dict[str, str] = {}
+        self.keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=self._default_rpm)
+
+    def _default_rpm(self) -> int:
+        return self._state.config.limits.requests_per_minute
+
+    async def run(
+        self,
+        client: UpstreamClient,
+        listener: trio.SocketListener,
+        store: ConfigStore | None,
+        on_ready: Callable[[Running], None],
+        armed: ExitStack,
+    ) -> bool:
+        config, options = self._state.config, self._options
+        async with trio.open_nursery() as background:
+            await self._use_upstreams(config, client, background)
+            await self._audit_start()
+            door = await self._open_door(background)
             keeper = CatalogKeeper(config, client)
-
-            async def snapshot() -> Snapshot:
-                if not keeper.ready.is_set():
-                    with trio.move_on_after(_FIRST_LISTS_S):
-                        await keeper.ready.wait()
-                return Snapshot(config, keeper.catalog)
-
-            def ready() -> bool:
-                return keeper.ready.is_set() and not server.draining
-
-            gateway = Gateway(snapshot=snapshot, client=client, ready=ready, new_request_id=new_request_id)
-            server = _server(gateway, config.limits, new_request_id, on_stop=gateway.stop)
+            server = self._gateway(client, keeper, door)
+            background.start_soon(self._writer.run)
+            background.start_soon(self._prune)
             background.start_soon(keeper.run)
-            background.start_soon(_watch_signals, server, config.limits.grace_s)
-            port = parts.listener.socket.getsockname()[1]
-            running = Running(parts.host, port, parts.demo_urls, lambda: keeper.catalog)
+            background.start_soon(_watch_signals, server, config.limits.grace_s, store, armed)
+            await background.start(
+                serve_control,
+                options.data_dir,
+                Operations(self.keyring, self._database, self._writer, self._lock, now_ms),
+            )
+            if options.database is not None:
+                background.start_soon(self.keyring.follow)
+            if store is not None:
+                background.start_soon(store.watch, self._reloader(client, keeper, background))
+            port = listener.socket.getsockname()[1]
+            running = Running(
+                options.host, port, door.mode, self._demos, lambda: keeper.catalog, secure=options.tls is not None
+            )
             background.start_soon(_announce, keeper, running, on_ready)
-            drained = await server.serve(parts.listener)
-        background.cancel_scope.cancel()
-    return drained
+            drained = await server.serve(listener)
+            background.cancel_scope.cancel()
+        return drained
+
+    def _gateway(self, client: UpstreamClient, keeper: CatalogKeeper, door: Door | OpenDoor) -> Server:
+        options, limits = self._options, self._state.config.limits
+
+        async def snapshot() -> Snapshot:
+            if not keeper.ready.is_set():
+                with trio.move_on_after(_FIRST_LISTS_S):
+                    await keeper.ready.wait()
+            return Snapshot(self._state.config, keeper.catalog)
+
+        def sealed() -> bool:
+            return options.auth and key_file_waits(options.data_dir)
+
+        def ready() -> bool:
+            return keeper.ready.is_set() and not server.draining and not sealed()
+
+        gateway = Gateway(
+            snapshot=snapshot,
+            client=client,
+            door=door,
+            perimeter=options.perimeter,
+            ready=ready,
+            sealed=sealed,
+            new_request_id=options.new_request_id,
+            max_body_bytes=limits.max_body_bytes,
+        )
+        server = _server(gateway, limits, options.new_request_id, on_stop=gateway.stop, tls=options.tls)
+        return server
+
+    # -- keys ---------------------------------------------------------------------------------------------------
+
+    async def _open_door(self, background: trio.Nursery) -> Door | OpenDoor:
+        options = self._options
+        if options.prepare is not None:
+            await options.prepare(self.keyring)
+        if not options.auth:
+            return OpenDoor()
+        issued = await bootstrap(self.keyring, options.data_dir, show=options.show_key)
+        if key_file_waits(options.data_dir):
+            self._log.warning(
+                "admin_key_unread",
+                path=str(options.data_dir / ADMIN_KEY_NAME),
+                sha256_prefix=None if issued is None else issued.record.hash[:8],
+                next="read the file and delete it; until then nothing is served",
+            )
+        rejects = RejectLog(self._database, now_ms=now_ms)
+        background.start_soon(rejects.run)
+        return Door(self.keyring, rejects, default_rpm=self._default_rpm)
+
+    async def _audit_start(self) -> None:
+        options = self._options
+        action = Action.SERVER_START if options.auth else Action.SERVER_START_NO_AUTH
+        await self._audit(action, f"{options.host}:{options.port}")
+
+    async def _audit(self, action: Action, target: str, *, before: str | None = None, after: str | None = None) -> None:
+        draft = AuditDraft(ts=now_ms(), action=action, target=target, before=before, after=after)
+
+        def change(_: sa.Connection) -> Mutation[None]:
+            return Mutation(None, (draft,))
+
+        await self._database.mutate(change)
+
+    async def _prune(self) -> None:
+        """Removes audit files that are past their time, now and then every hour."""
+        while True:
+            days = self._state.config.retention.audit_days
+            try:
+                removed = await self._writer.prune(now_ms(), days)
+            except OSError as error:
+                self._log.warning("audit_not_pruned", reason=error.strerror)
+            else:
+                if removed:
+                    self._log.info("audit_pruned", files=removed)
+            await trio.sleep(_PRUNE_S)
+
+    # -- configuration ------------------------------------------------------------------------------------------
+
+    def _reloader(
+        self, client: UpstreamClient, keeper: CatalogKeeper, background: trio.Nursery
+    ) -> Callable[[Loaded], Awaitable[None]]:
+        async def reload(loaded: Loaded) -> None:
+            await self._use_upstreams(loaded.config, client, background)
+            before, self._state.config = self._state.config, loaded.config
+            keeper.set_config(loaded.config)
+            await self._audit(Action.CONFIG_RELOAD, "config.json", before=_shown(before), after=_shown(loaded.config))
+
+        return reload
+
+    async def _use_upstreams(self, config: Config, client: UpstreamClient, background: trio.Nursery) -> None:
+        """Points the client at a configuration's upstreams. Raises `ConfigError`, and then nothing has changed."""
+        wanted = {name for name, upstream in config.upstreams.items() if upstream.kind == "demo"}
+        urls = {name: self._demos.get(name, "http://127.0.0.1") for name in wanted}
+        options = self._options
+        upstream_targets(config, options.environ, base_dir=options.base_dir, demo_urls=urls)  # before anything starts
+        for name in wanted - self._demos.keys():
+            self._demos[name] = _start_demo(background, options.new_request_id)
+        client.set_targets(upstream_targets(config, options.environ, base_dir=options.base_dir, demo_urls=self._demos))
+
+
+def _shown(config: Config) -> str:
+    return msgspec.json.encode(config).decode()
+
+
+def _start_demo(background: trio.Nursery, new_request_id: Callable[[], str]) -> str:
+    """A simulated provider on a port of its own; returns its base URL."""
+    limits = LimitsConfig()
+    listener = listen("127.0.0.1", 0, write_stall_s=limits.write_stall_s)
+    # Ids must not come again after a restart; what tests look into need not be kept.
+    app = DemoProvider(time.time, IdCounter(f"{time.time_ns():x}"), kept_records=0)
+    background.start_soon(_server(app, limits, new_request_id).serve, listener)
+    return f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
 
 
 def _server(
@@ -130,29 +303,27 @@ def _server(
     limits: LimitsConfig,
     new_request_id: Callable[[], str],
     on_stop: Callable[[], None] | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> Server:
     framing = FramingLimits(body=limits.max_body_bytes)
-    return Server(app, limits=limits, framing=framing, new_request_id=new_request_id, on_stop=on_stop)
+    return Server(app, limits=limits, framing=framing, new_request_id=new_request_id, on_stop=on_stop, tls=tls)
 
 
 async def _announce(keeper: CatalogKeeper, running: Running, on_ready: Callable[[Running], None]) -> None:
     with trio.move_on_after(_FIRST_LISTS_S):
         await keeper.ready.wait()
-    get_logger("server").info("listening", url=running.url, auth_mode="off (loopback)")
+    get_logger("server").info("listening", url=running.url, auth_mode=running.auth_mode)
     on_ready(running)
 
 
-def _demo_listeners(config: Config) -> dict[str, trio.SocketListener]:
-    """A port of its own for each upstream of kind `demo`."""
-    stall = LimitsConfig().write_stall_s
-    demos = [name for name, upstream in config.upstreams.items() if upstream.kind == "demo"]
-    return {name: listen("127.0.0.1", 0, write_stall_s=stall) for name in demos}
-
-
-async def _watch_signals(server: Server, grace_s: float) -> None:
-    """The first signal begins the graceful end, the second one is the end."""
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
+async def _watch_signals(server: Server, grace_s: float, store: ConfigStore | None, armed: ExitStack) -> None:
+    """The first signal begins the graceful end, the second one is the end. SIGHUP reloads the configuration."""
+    with trio.open_signal_receiver(*_ENDING, signal.SIGHUP) as signals:
         async for number in signals:
+            if number == signal.SIGHUP:
+                if store is not None:
+                    store.look_now()
+                continue
             name = signal.Signals(number).name
             if server.draining:
                 os._exit(1)
@@ -161,3 +332,4 @@ async def _watch_signals(server: Server, grace_s: float) -> None:
             hard_stop = threading.Timer(grace_s + _HARD_STOP_S, os._exit, [1])
             hard_stop.daemon = True  # the process may end before it
             hard_stop.start()
+            armed.callback(hard_stop.cancel)  # a process that goes on without this gateway is not to be ended

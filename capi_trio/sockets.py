@@ -9,11 +9,42 @@ import struct
 from typing import TYPE_CHECKING
 
 import trio
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from trio.abc import AsyncResource
 
-__all__ = ["close_with_reset", "send_now"]
+__all__ = ["TLSTransport", "close_with_reset", "send_now"]
+
+
+class TLSTransport(trio.abc.HalfCloseableStream):
+    """A TLS stream where a half-closeable one is asked for. TLS has no half-close: `send_eof` does nothing."""
+
+    def __init__(self, stream: trio.SSLStream[trio.SocketStream]) -> None:
+        self._stream = stream
+
+    async def do_handshake(self) -> None:
+        await self._stream.do_handshake()
+
+    @override
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    @override
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    @override
+    async def send_eof(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    @override
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._stream.receive_some(max_bytes)
+
+    @override
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 def send_now(stream: AsyncResource, data: bytes) -> int:

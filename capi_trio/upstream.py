@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Secret", "UpstreamClient", "UpstreamFailedError", "UpstreamResponse", "UpstreamTarget", "version_headers"]
 
-_IDLE_UPSTREAM_CONNECTIONS: Final = 64
+_IDLE_UPSTREAM_CONNECTIONS: Final = 20
 _KEEPALIVE_EXPIRY_S: Final = 30.0
 """Below the 60 to 75 s after which common servers close an idle connection: reusing one that closes loses a request."""
 _WRITE_TIMEOUT_S: Final = 60.0
@@ -119,6 +119,16 @@ class UpstreamClient:
     ) -> None:
         await self._client.aclose()
 
+    def set_targets(self, targets: Mapping[str, UpstreamTarget]) -> None:
+        """Goes on with other targets. Requests that are under way keep theirs."""
+        self._targets = targets
+
+    def _target(self, name: str) -> UpstreamTarget:
+        target = self._targets.get(name)
+        if target is None:  # the configuration changed between the decision and the request
+            raise UpstreamFailedError(Failure.UNREACHABLE, "no longer configured")
+        return target
+
     @property
     def secrets(self) -> tuple[bytes, ...]:
         """Every credential this client can send, for masking."""
@@ -130,7 +140,7 @@ class UpstreamClient:
 
         Leaving the block, by whatever way, closes the upstream connection unless the response was read to its end.
         """
-        target = self._targets[request.upstream]
+        target = self._target(request.upstream)
         with _failures_mapped():
             async with self._client.stream(
                 "POST",
@@ -143,7 +153,7 @@ class UpstreamClient:
 
     async def list_models(self, name: str) -> bytes:
         """The body of an upstream's GET /models. Raises `UpstreamFailedError`."""
-        target = self._targets[name]
+        target = self._target(name)
         body = bytearray()
         with _failures_mapped(), trio.move_on_after(_LIST_TIMEOUT_S) as waiting:
             async with self._client.stream(

@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from capi_core.config import LimitsConfig, ModelConfig, UpstreamConfig, parse
-from capi_core.exchange import Outcome
+from capi_core.commands import Outcome
+from capi_core.config import FeaturesConfig, LimitsConfig, ModelConfig, RetentionConfig, UpstreamConfig, parse
 
 ROOT = Path(__file__).parent.parent
 CONFIGURATION = (ROOT / "docs/configuration.md").read_text()
@@ -29,7 +29,14 @@ def error_codes() -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("heading", "struct"), [("Upstreams", UpstreamConfig), ("Aliases", ModelConfig), ("Limits", LimitsConfig)]
+    ("heading", "struct"),
+    [
+        ("Upstreams", UpstreamConfig),
+        ("Aliases", ModelConfig),
+        ("Limits", LimitsConfig),
+        ("Features", FeaturesConfig),
+        ("Retention", RetentionConfig),
+    ],
 )
 def test_every_setting_is_documented_with_its_default(heading: str, struct: type[msgspec.Struct]) -> None:
     section = CONFIGURATION.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]

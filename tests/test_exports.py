@@ -15,10 +15,22 @@ import capi_core
 
 # Module: the names in its `__all__`, sorted.
 PUBLIC: Final[Mapping[str, str]] = {
-    "capi_core.aliases": "Alias Catalog ListedModel ModelRefusedError Resolution UpstreamModels",
+    "capi_core.aliases": """
+        Alias Catalog ListedModel MayCall ModelRefusedError OutOfScopeError Resolution UpstreamModels anybody
+    """,
+    "capi_core.audit": """
+        Action AuditEntry Fault GENESIS Link MAX_LINE_BYTES START Verdict day_of encode_line file_name line_hash
+        link_of repair_tail verify
+    """,
+    "capi_core.commands": """
+        Command EndResponse ExchangeLimits Failure Operation Outcome Record SendBody SendRequest StartResponse
+    """,
     "capi_core.config": """
-        Config ConfigError ConfigProblem LimitsConfig ModelConfig UpstreamConfig is_loopback_host json_schema
-        parse
+        Config ConfigError ConfigProblem FeaturesConfig LimitsConfig ModelConfig RetentionConfig UpstreamConfig
+        is_loopback_host json_schema parse
+    """,
+    "capi_core.credentials": """
+        ADMIN_REQUIRED Credential CredentialForm FOREIGN_TOKEN INVALID_API_KEY decide find_credential
     """,
     "capi_core.errors": "CoreError LocalError Problem ProtocolError",
     "capi_core.exchange": """
@@ -27,6 +39,12 @@ PUBLIC: Final[Mapping[str, str]] = {
     """,
     "capi_core.framing": "FramingError FramingFault FramingLimits FramingState Head RequestFraming",
     "capi_core.headers": "Headers client_response_headers find upstream_request_headers",
+    "capi_core.keys": """
+        Budget BudgetPeriod BudgetUnit DEBUG_MAX_MS FieldProblem KEY_PREFIX KeyDraft KeyEdit KeyRecord KeyState
+        Tier UNCHANGED Unchanged effective_rpm format_key hash_prefix is_well_formed key_hash mask_keys may_call
+        shown_hash validate
+    """,
+    "capi_core.limits": "Buckets Granted RetryAfter TokenBucket problem_rate_limited",
     "capi_core.members": "JSONObject MemberRewriter MembersError decode",
     "capi_core.protocols.chat": """
         ChatRequest ChatStream StreamState decode_request encode_request encode_stream_error

@@ -9,8 +9,12 @@ from __future__ import annotations
 import click
 
 from capi_core import __version__
+from capi_trio.cli.admin import admin_commands
+from capi_trio.cli.audit import audit_commands
+from capi_trio.cli.backup import backup_command, restore_command
 from capi_trio.cli.config import config_commands
 from capi_trio.cli.debug import debug_command
+from capi_trio.cli.keys import keys_commands
 from capi_trio.cli.models import models_command
 from capi_trio.cli.run import demo_command, start_command
 
@@ -23,5 +27,17 @@ def main() -> None:
     """A self-hosted LLM gateway for a small team."""
 
 
-for command in (start_command, demo_command, models_command, config_commands, debug_command):
+_COMMANDS = (
+    start_command,
+    demo_command,
+    keys_commands,
+    models_command,
+    config_commands,
+    audit_commands,
+    admin_commands,
+    backup_command,
+    restore_command,
+    debug_command,
+)
+for command in _COMMANDS:
     main.add_command(command)

@@ -8,9 +8,20 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from capi_core.config import ConfigError, json_schema
-from capi_trio.cli.options import config_option, config_path, data_dir_option, load_config, refuse_config
-from capi_trio.configfile import upstream_targets
+from capi_core.config import ConfigError, json_schema, parse
+from capi_trio.cli.operate import operate
+from capi_trio.cli.options import (
+    config_option,
+    config_path,
+    data_dir_option,
+    database_option,
+    fail,
+    load_config,
+    refuse_config,
+)
+from capi_trio.configfile import make_data_dir, upstream_targets
+from capi_trio.configstore import seed, write
+from capi_trio.operations import NoteConfigEdit
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,6 +58,39 @@ def show(data_dir: Path, config_file: Path | None) -> None:
     """Print the configuration as capi understands it, defaults included."""
     loaded = load_config(config_path(data_dir, config_file))
     click.echo(msgspec.json.format(msgspec.json.encode(loaded), indent=2).decode())
+
+
+@config_commands.command()
+@data_dir_option
+@config_option
+@database_option
+def edit(data_dir: Path, config_file: Path | None, database: str | None) -> None:
+    """Change the configuration in your editor ($VISUAL or $EDITOR).
+
+    What you save is checked before it takes the place of the old file, as a whole; the change is audited. A running
+    gateway takes it within a second.
+    """
+    path = config_path(data_dir, config_file)
+    try:
+        make_data_dir(data_dir)
+        seed(path)
+        before = path.read_text()
+    except OSError as error:
+        fail(f"{path} cannot be read: {error.strerror}")
+    after = click.edit(before, extension=".json", require_save=True)
+    if after is None or after == before:
+        click.echo("nothing was changed")
+        return
+    try:
+        parse(after.encode())
+    except ConfigError as error:
+        refuse_config(path, error)
+    operate(data_dir, NoteConfigEdit(str(path), before, after), database=database)
+    try:
+        write(path, after.encode())
+    except OSError as error:
+        fail(f"{path} cannot be written: {error.strerror}; nothing was changed")
+    click.echo(f"{path} was changed")
 
 
 @config_commands.command()

@@ -84,7 +84,7 @@ def _rows(catalog: Catalog) -> list[_Row]:
 def _table(rows: list[_Row]) -> str:
     if not rows:
         return "No model can be called. Add an upstream, or an alias, to the configuration (docs/configuration.md)."
-    width = max(len(row.model) for row in rows)
+    width = max(len("MODEL"), *(len(row.model) for row in rows))
     lines = [
         f"{row.model:<{width}}  {row.upstream}: {row.upstream_model}{'  (alias)' if row.alias else ''}" for row in rows
     ]

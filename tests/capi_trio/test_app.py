@@ -1,7 +1,7 @@
 """Routes, refusals and accounts of the gateway, asked over real HTTP on memory streams, before a scripted upstream."""
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -14,10 +14,17 @@ from openai.pagination import SyncPage
 from openai.types import Model
 from structlog.testing import capture_logs
 from trio.testing import MockClock
+from typing_extensions import override
 
 from capi_core.config import Config, LimitsConfig, ModelConfig, UpstreamConfig
+from capi_core.credentials import find_credential
+from capi_core.errors import Problem
 from capi_core.framing import FramingLimits
+from capi_core.keys import KeyRecord, Tier
+from capi_core.limits import RetryAfter, problem_rate_limited
+from capi_trio.access import Access, Door, OpenDoor
 from capi_trio.app import Gateway, Snapshot
+from capi_trio.perimeter import Perimeter
 from tests.support import fakes
 from tests.support.asgi_harness import Client, Response
 from tests.support.fakes import DONE, FakeUpstream, Reply, chunk, finish
@@ -51,14 +58,23 @@ class World:
         self.asking = fakes.client(self.up, *config.upstreams)
         self.config = config
         self.is_ready = True
-        self.gateway = Gateway(
-            snapshot=self.snapshot,
-            client=self.asking,
-            ready=lambda: self.is_ready,
-            new_request_id=request_ids(),
-        )
+        self.is_sealed = False
+        self.door: Door | OpenDoor = OpenDoor()
+        self.gateway = self.gateway_with(self.snapshot)
         self.logs: list[dict[str, object]] = []
         self.peer: Guarded
+
+    def gateway_with(self, snapshot: Callable[[], Awaitable[Snapshot]]) -> Gateway:
+        return Gateway(
+            snapshot=snapshot,
+            client=self.asking,
+            door=self.door,
+            perimeter=Perimeter(),
+            ready=lambda: self.is_ready,
+            sealed=lambda: self.is_sealed,
+            new_request_id=request_ids(),
+            max_body_bytes=self.config.limits.max_body_bytes,
+        )
 
     @property
     def client(self) -> Client:
@@ -357,6 +373,7 @@ async def test_a_chat_goes_to_the_aliass_upstream_and_its_answer_comes_back(auto
         "event": "exchange",
         "log_level": "info",
         "request_id": "req_1",
+        "key_id": "__noauth__",
         "operation": "chat",
         "outcome": "ok",
         "status": 200,
@@ -516,7 +533,7 @@ async def test_an_upstreams_limits_are_its_own(autojump_clock: MockClock) -> Non
     async def snapshot() -> Snapshot:
         return Snapshot(config, config.catalog(lists))
 
-    world.gateway = Gateway(snapshot=snapshot, client=world.asking, ready=lambda: True, new_request_id=request_ids())
+    world.gateway = world.gateway_with(snapshot)
     async with world.open():
         for body in ({**ASK, "stream": True}, {"model": "s", "messages": [], "stream": True}):
             await world.client.request("POST", "/v1/chat/completions", body)
@@ -596,3 +613,87 @@ async def test_an_exchange_that_fails_in_the_server_is_accounted_for(autojump_cl
     assert [line["event"] for line in logs] == ["exchange", "app_failed"]
     assert logs[0]["outcome"] == "client_gone"  # it has nothing of the answer that was there
     assert PROMPT not in str(logs)
+
+
+# Who is let in. The door itself is tested in test_access.py.
+
+KEY: Final = KeyRecord(id="key_1", hash="", tier=Tier.CLIENT, label="a", created_at=0, allowed_models=("fast",))
+
+
+class Doorman(OpenDoor):
+    """Lets one key in, and says when it has asked too much."""
+
+    def __init__(self, record: KeyRecord = KEY, *, over_rate: bool = False) -> None:
+        self.record = record
+        self.over_rate = over_rate
+
+    @override
+    def enter(self, headers: Iterable[tuple[bytes, bytes]], *, ip: str | None, admin: bool = False) -> Access | Problem:
+        found = find_credential(headers)
+        return found if isinstance(found, Problem) else Access(self.record)
+
+    @override
+    def grant(self, access: Access, now: float) -> Problem | None:
+        return problem_rate_limited(60, RetryAfter(7)) if self.over_rate else None
+
+
+def behind(door: OpenDoor, *replies: Reply) -> World:
+    world = World(*replies)
+    world.door = door
+    world.gateway = world.gateway_with(world.snapshot)
+    return world
+
+
+WITH_KEY: Final = [("x-api-key", "sk-cap-x")]
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), [("POST", "/v1/chat/completions"), ("GET", "/v1/models"), ("GET", "/nope")]
+)
+async def test_nobody_passes_the_door_without_a_key(method: str, path: str, autojump_clock: MockClock) -> None:
+    async with behind(Doorman()).open() as world:
+        response = await world.client.request(method, path, ASK)
+        health = await world.client.request("GET", "/healthz", b"")
+    assert (response.status, error(response).code) == (401, "missing_api_key")
+    assert response.headers["www-authenticate"] == 'Bearer realm="capi"'
+    assert health.status == 200
+    assert world.up.asked == []
+
+
+async def test_a_key_sees_and_calls_what_is_in_its_scope_only(autojump_clock: MockClock) -> None:
+    async with behind(Doorman()).open() as world:
+        listed = await world.client.request("GET", "/v1/models", b"", WITH_KEY)
+        hidden = await world.client.request("GET", "/v1/models/org/m-1", b"", WITH_KEY)
+        called = await world.client.request("POST", "/v1/chat/completions", ASK, WITH_KEY)
+        refused = await world.client.request("POST", "/v1/chat/completions", {**ASK, "model": "org/m-1"}, WITH_KEY)
+    assert [model.id for model in SyncPage[Model].model_validate_json(listed.body).data] == ["fast"]
+    assert (hidden.status, called.status) == (404, 200)
+    assert (refused.status, error(refused).code) == (403, "model_not_allowed")
+    outcomes = [(line["outcome"], line["key_id"]) for line in world.logs if line["event"] == "exchange"]
+    assert outcomes == [("ok", "key_1"), ("refused_scope", "key_1")]
+
+
+async def test_over_its_rate_a_key_is_told_when_to_come_again(autojump_clock: MockClock) -> None:
+    async with behind(Doorman(over_rate=True)).open() as world:
+        refused = await world.client.request("POST", "/v1/chat/completions", ASK, WITH_KEY)
+        listed = await world.client.request("GET", "/v1/models", b"", WITH_KEY)
+    assert (refused.status, error(refused).code) == (429, "rate_limit_exceeded")
+    assert refused.headers["retry-after"] == "7"
+    assert listed.status == 200
+    assert world.account["outcome"] == "refused_rate"
+
+
+async def test_a_sealed_gateway_serves_its_health_only(autojump_clock: MockClock) -> None:
+    async with behind(Doorman()).open() as world:
+        world.is_sealed = True
+        sealed = await world.client.request("POST", "/v1/chat/completions", ASK, WITH_KEY)
+        health = await world.client.request("GET", "/healthz", b"")
+    assert (sealed.status, error(sealed).code) == (503, "admin_key_unread")
+    assert health.status == 200
+
+
+async def test_a_large_body_of_somebody_unknown_is_taken_and_dropped(autojump_clock: MockClock) -> None:
+    async with behind(Doorman()).open() as world:
+        response = await world.client.request("POST", "/v1/chat/completions", b"x" * 1900)
+        again = await world.client.request("POST", "/v1/chat/completions", ASK, WITH_KEY)
+    assert (response.status, again.status) == (401, 200)

@@ -300,7 +300,7 @@ async def test_an_error_after_a_keep_alive_is_told_inside_the_stream(autojump_cl
     [
         (Reply(head_after=math.inf), RelayTimeouts(head=50), 50),
         (Reply([math.inf]), RelayTimeouts(head=10, idle=60), 60),
-        (Reply([40.0, chunk("a"), math.inf]), RelayTimeouts(idle=60), 100),
+        (Reply([39.0, chunk("a"), math.inf], head_after=1.0), RelayTimeouts(idle=60), 100),
         (Reply([chunk("a"), 20.0] * 1000), RelayTimeouts(total=90), 90),
         (Reply(head_after=math.inf), RelayTimeouts(total=70), 70),
         (Reply([b": ping\n\n", 30.0] * 1000), RelayTimeouts(idle=60, total=200), 200),

@@ -6,7 +6,7 @@ import pytest
 import trio
 import trio.testing
 
-from capi_trio.sockets import close_with_reset, send_now
+from capi_trio.sockets import TLSTransport, close_with_reset, send_now
 
 
 async def connected() -> tuple[trio.SocketStream, trio.SocketStream]:
@@ -63,3 +63,16 @@ async def test_closing_with_reset_drops_what_was_not_taken() -> None:
         await close_with_reset(server)
         with pytest.raises(trio.BrokenResourceError):
             await read_all(client)
+
+
+async def test_a_tls_stream_has_no_half_close_and_is_otherwise_the_same() -> None:
+    inner, peer = trio.testing.memory_stream_pair()
+    stream = TLSTransport(inner)  # type: ignore[arg-type] # any stream with the same methods
+    await stream.send_all(b"hello")
+    await stream.wait_send_all_might_not_block()
+    await stream.send_eof()
+    assert await peer.receive_some() == b"hello"
+    await peer.send_all(b"world")
+    assert await stream.receive_some(10) == b"world"
+    await stream.aclose()
+    assert await peer.receive_some() == b""

@@ -5,6 +5,9 @@
         capi.terminate()
         assert capi.wait() == 0
 
+`demo` and `gateway` let everybody in unless told `auth=True`: then `capi.admin_key` is a key. `command` runs one
+command to its end, `issue_key` has a running server make a client key.
+
 Threads of their own read standard output and standard error all the time, so that no pipe ever fills.
 """
 
@@ -21,16 +24,23 @@ from typing import IO, Final
 
 import msgspec
 import trio
-from attrs import frozen
+from attrs import field, frozen
+
+from capi_trio.bootstrap import ADMIN_KEY_NAME
+from capi_trio.control import ask
+from capi_trio.operations import CreateKey, KeyAnswer
 
 __all__ = [
     "FAULT_EVENTS",
     "Capi",
+    "IssuedKey",
     "LogLine",
     "TcpSocket",
+    "command",
     "demo",
     "eventually",
     "gateway",
+    "issue_key",
     "open_descriptors",
     "resident_bytes",
     "sockets_of",
@@ -39,6 +49,7 @@ __all__ = [
 LogLine = Mapping[str, object]
 
 START_S: Final = 20.0
+_COMMAND_S: Final = 60.0
 FAULT_EVENTS: Final = frozenset({"app_failed", "connection_failed", "exchange_failed", "failed"})
 """What capi logs when an exception got as far as its last guard."""
 
@@ -52,6 +63,8 @@ class _Ready(msgspec.Struct):
     url: str
     provider_url: str
     models: list[str]
+    api_key: str | None
+    admin_key: str | None
 
 
 class Capi:
@@ -69,6 +82,9 @@ class Capi:
         """Lines of standard output."""
         self.url = ""
         self.provider_url = ""
+        self.api_key: str | None = None
+        """The client key that a demo made."""
+        self.admin_key: str | None = None
         self._news = threading.Condition()
         self._process = subprocess.Popen(  # noqa: S603 - the program is our own
             [sys.executable, "-m", "capi_trio.cli", *arguments],
@@ -138,6 +154,7 @@ class Capi:
         self.wait_for(lambda: bool(self.output), START_S)
         ready = msgspec.json.decode(self.output[0], type=_Ready)
         self.url, self.provider_url = ready.url, ready.provider_url
+        self.api_key, self.admin_key = ready.api_key, ready.admin_key
 
     def send_signal(self, number: signal.Signals) -> None:
         self._process.send_signal(number)
@@ -182,21 +199,73 @@ class Capi:
 
 
 @contextmanager
-def demo(data_dir: Path, *, keep: Collection[str] | None = None) -> Iterator[Capi]:
+def demo(data_dir: Path, *, auth: bool = False, keep: Collection[str] | None = None) -> Iterator[Capi]:
     """`capi demo` on a free port, ready."""
-    capi = Capi("demo", "--port", "0", "--json", "--data-dir", str(data_dir), keep=keep)
+    door = () if auth else ("--no-auth",)
+    capi = Capi("demo", "--port", "0", "--json", "--data-dir", str(data_dir), *door, keep=keep)
     with _served(capi, capi.wait_ready_demo):
         yield capi
 
 
 @contextmanager
-def gateway(data_dir: Path, config: Mapping[str, object], *, env: Mapping[str, str] | None = None) -> Iterator[Capi]:
-    """`capi start` on a free port with `config` as its config.json, ready."""
+def gateway(
+    data_dir: Path,
+    config: Mapping[str, object] | None,
+    *arguments: str,
+    auth: bool = False,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[Capi]:
+    """`capi start ARGUMENTS` on a free port, ready. `config` becomes its config.json, `None` leaves what is there.
+
+    With auth on, the first admin key is taken out of its file, so that the gateway serves.
+    """
     data_dir.mkdir(parents=True, exist_ok=True)
-    (data_dir / "config.json").write_bytes(msgspec.json.encode(config))
-    capi = Capi("start", "--port", "0", "--data-dir", str(data_dir), env=env)
+    data_dir.chmod(0o700)
+    if config is not None:
+        file = data_dir / "config.json"
+        file.write_bytes(msgspec.json.encode(config))
+        file.chmod(0o600)
+    door = () if auth else ("--no-auth",)
+    capi = Capi("start", "--port", "0", "--data-dir", str(data_dir), *door, *arguments, env=env)
     with _served(capi, capi.wait_ready):
+        key_file = data_dir / ADMIN_KEY_NAME
+        if key_file.exists():
+            capi.admin_key = key_file.read_text().strip()
+            key_file.unlink()
         yield capi
+
+
+# -- commands ---------------------------------------------------------------------------------------------------
+
+
+@frozen
+class IssuedKey:
+    """A client key that a command made."""
+
+    id: str
+    text: str = field(repr=False)
+
+
+def command(*arguments: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs `capi ARGUMENTS`, without a terminal, to its end."""
+    return subprocess.run(  # noqa: S603 - the program is our own
+        [sys.executable, "-m", "capi_trio.cli", *arguments],
+        cwd=_ROOT,
+        env={**os.environ, **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=_COMMAND_S,
+        check=False,
+    )
+
+
+def issue_key(data_dir: Path, asked: CreateKey) -> IssuedKey:
+    """What `capi keys create` has the running server do, without the start of a process."""
+    answer = ask(data_dir, asked)
+    assert isinstance(answer, KeyAnswer), answer
+    assert answer.text is not None
+    return IssuedKey(answer.key.id, answer.text)
 
 
 @contextmanager

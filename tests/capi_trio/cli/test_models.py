@@ -1,55 +1,101 @@
-"""`capi models`: which names lead where."""
+"""`capi models`."""
 
-from __future__ import annotations
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Protocol
 
-import json
-from typing import TYPE_CHECKING
-
+import httpx
+import msgspec
+import pytest
+import structlog
 from click.testing import CliRunner, Result
 
-from capi_trio.cli import main
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-CONFIG = """{
-    "upstreams": {"lab": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1", "models": ["big", "small"]}},
-    "models": {"fast": {"upstream": "small"}, "off": {"upstream": "big", "enabled": false}}
-}"""
+from capi_trio.cli import main, models
+from capi_trio.upstream import UpstreamClient
+from tests.support import fakes
+from tests.support.fakes import FakeUpstream, Reply
 
 
-def run(tmp_path: Path, text: str, *arguments: str) -> Result:
-    (tmp_path / "config.json").write_text(text)
-    return CliRunner().invoke(main, ["models", "--data-dir", str(tmp_path), *arguments])
+class Run(Protocol):
+    def __call__(self, config: object, *arguments: str, reply: Reply | Exception | None = None) -> Result: ...
 
 
-def test_aliases_come_first_and_disabled_ones_not_at_all(tmp_path: Path) -> None:
-    rows = json.loads(run(tmp_path, CONFIG, "--json").stdout)
-    assert [(row["model"], row["upstream_model"], row["alias"]) for row in rows] == [
-        ("fast", "small", True),
-        ("big", "big", False),
-        ("small", "small", False),
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    """Runs the command with a configuration, before an upstream that answers as given."""
+
+    def run(config: object, *arguments: str, reply: Reply | Exception | None = None) -> Result:
+        upstream = FakeUpstream(reply or fakes.json_reply({"data": [{"id": "m-1"}, {"id": "m-2"}]}))
+        monkeypatch.setattr(models, "UpstreamClient", partial(UpstreamClient, transport=upstream))
+        (tmp_path / "config.json").write_bytes(msgspec.json.encode(config))
+        return CliRunner().invoke(main, ["models", "--data-dir", str(tmp_path), *arguments])
+
+    yield run
+    structlog.reset_defaults()
+
+
+UP = {"kind": "openai", "base_url": "http://127.0.0.1:9/v1"}
+CONFIG = {
+    "upstreams": {"up": UP},
+    "models": {"fast": {"upstream": "m-1"}, "off": {"upstream": "m-2", "enabled": False}},
+}
+
+
+def test_it_tells_each_model_and_where_it_leads(run: Run) -> None:
+    result = run(CONFIG)
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "MODEL  LEADS TO",
+        "fast   up: m-1  (alias)",
+        "m-1    up: m-1",
+        "m-2    up: m-2",
     ]
 
 
-def test_the_table_is_for_people(tmp_path: Path) -> None:
-    lines = run(tmp_path, CONFIG).stdout.splitlines()
-    assert lines[0].split() == ["MODEL", "LEADS", "TO"]
-    assert lines[1].split() == ["fast", "lab:", "small", "(alias)"]
+def test_programs_get_json(run: Run) -> None:
+    result = run(CONFIG, "--json")
+    assert result.exit_code == 0
+    assert msgspec.json.decode(result.stdout) == [
+        {"model": "fast", "upstream": "up", "upstream_model": "m-1", "alias": True},
+        {"model": "m-1", "upstream": "up", "upstream_model": "m-1", "alias": False},
+        {"model": "m-2", "upstream": "up", "upstream_model": "m-2", "alias": False},
+    ]
 
 
-def test_nothing_to_call_says_what_to_do(tmp_path: Path) -> None:
-    assert "Add an upstream" in run(tmp_path, "{}").stdout
+def test_a_strict_gateway_has_its_aliases_only(run: Run) -> None:
+    assert [row["model"] for row in msgspec.json.decode(run({**CONFIG, "strict": True}, "--json").stdout)] == ["fast"]
 
 
-def test_an_upstream_that_does_not_answer_is_told(tmp_path: Path) -> None:
-    done = run(tmp_path, '{"upstreams": {"lab": {"kind": "openai", "base_url": "http://127.0.0.1:1/v1"}}}')
-    assert done.exit_code == 0
-    assert "model_list_unavailable" in done.stderr
+def test_an_upstream_that_cannot_be_asked_is_told(run: Run) -> None:
+    """Its aliases can still be called."""
+    result = run(CONFIG, reply=httpx.ConnectError("x"))
+    assert "fast   up: m-1  (alias)" in result.stdout
+    assert "m-2" not in result.stdout
+    assert "model_list_unavailable" in result.stderr
+    assert "unreachable: ConnectError" in result.stderr
 
 
-def test_the_demo_provider_and_missing_keys_are_refused_with_the_reason(tmp_path: Path) -> None:
-    demo = run(tmp_path, '{"upstreams": {"d": {"kind": "demo"}}}')
-    assert (demo.exit_code, "capi demo" in demo.output) == (2, True)
-    keyless = '{"upstreams": {"a": {"kind": "openai", "base_url": "https://h/v1", "api_key_file": "missing"}}}'
-    assert run(tmp_path, keyless).exit_code == 2
+def test_nothing_to_call_is_told_with_a_way_out(run: Run) -> None:
+    result = run({})
+    assert result.exit_code == 0
+    assert result.stdout.startswith("No model can be called. Add an upstream")
+    assert run({}, "--json").stdout == "[]\n"
+
+
+def test_a_demo_upstream_cannot_be_asked_from_here(run: Run) -> None:
+    result = run({"upstreams": {"demo": {"kind": "demo"}}})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "GET /v1/models" in result.stderr
+
+
+def test_a_missing_key_is_refused(run: Run) -> None:
+    result = run({"upstreams": {"up": {**UP, "api_key_env": "CAPI_TEST_NO_SUCH_KEY"}}})
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "CAPI_TEST_NO_SUCH_KEY is not set" in result.stderr
+
+
+def test_a_bad_configuration_is_refused(run: Run) -> None:
+    result = run({"strict": 1})
+    assert result.exit_code == 2
+    assert "$.strict" in result.stderr

@@ -1,0 +1,69 @@
+"""How a command that changes something is carried out: by the running server, or else by this process itself."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
+
+import trio
+
+from capi_core.config import Config, ConfigError
+from capi_trio.cli.options import config_path, fail, refuse
+from capi_trio.clock import now_ms, random_bytes
+from capi_trio.configfile import load
+from capi_trio.control import ask
+from capi_trio.keyring import Keyring
+from capi_trio.operations import Command, Operations, Refused
+from capi_trio.storage.audit_writer import open_audit_writer
+from capi_trio.storage.database import open_database
+from capi_trio.storage.errors import DirectoryLocked, StorageError
+from capi_trio.storage.lock import DirectoryLock
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from capi_trio.operations import Answer
+
+__all__ = ["operate"]
+
+_LOCK_S = 2.0
+
+
+def operate(data_dir: Path, command: Command, *, database: str | None = None) -> Answer:
+    """Carries a command out and returns its answer. Ends the process with the reason when it is refused."""
+    try:
+        answer = ask(data_dir, command) or _operate_here(data_dir, command, database)
+    except (StorageError, OSError) as error:
+        fail(str(error))
+    if isinstance(answer, Refused):
+        refuse(answer.message)
+    return answer
+
+
+def _operate_here(data_dir: Path, command: Command, database: str | None) -> Answer:
+    try:
+        with DirectoryLock.take(data_dir, timeout_s=_LOCK_S) as lock:
+            return trio.run(_run, lock, command, database, _default_rpm(data_dir))
+    except DirectoryLocked as error:
+        answer = ask(data_dir, command)  # a server that has started in the meantime
+        if answer is None:
+            raise StorageError(f"{error}, which does not answer; is it starting or stopping?") from error
+        return answer
+
+
+async def _run(lock: DirectoryLock, command: Command, url: str | None, default_rpm: int) -> Answer:
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(open_database(lock, url))
+        writer = await stack.enter_async_context(open_audit_writer(database, lock))
+        keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=lambda: default_rpm)
+        await keyring.load()
+        return await Operations(keyring, database, writer, lock, now_ms).run(command)
+
+
+def _default_rpm(data_dir: Path) -> int:
+    """The configured rate, by which an override is judged; the built-in one when the file cannot be used."""
+    try:
+        config, _ = load(config_path(data_dir, None))
+    except ConfigError:
+        config = Config()
+    return config.limits.requests_per_minute

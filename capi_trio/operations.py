@@ -1,0 +1,252 @@
+"""What an operator can do to a gateway's keys and files, as commands with answers.
+
+The same commands run in two places: inside the running server, reached over its control socket, or in a command-line
+process of its own that holds the data directory's lock. Either way there is one writer.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from attrs import frozen
+from typing_extensions import override
+
+from capi_core.audit import Action
+from capi_core.keys import UNCHANGED, Budget, BudgetPeriod, BudgetUnit, KeyDraft, KeyEdit, Tier
+from capi_trio.keyring import CLI, KeyChoiceError, Keyring, KeyView
+from capi_trio.storage.backup import back_up
+from capi_trio.storage.database import Mutation
+from capi_trio.storage.errors import KeyNotFound, StorageError
+from capi_trio.storage.outbox import AuditDraft
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import sqlalchemy as sa
+
+    from capi_trio.storage.audit_writer import AuditWriter
+    from capi_trio.storage.database import Database
+    from capi_trio.storage.lock import DirectoryLock
+
+__all__ = [
+    "Answer",
+    "BackUp",
+    "BudgetChoice",
+    "Command",
+    "CreateKey",
+    "Done",
+    "EditKey",
+    "KeyAnswer",
+    "KeysAnswer",
+    "ListKeys",
+    "NoteConfigEdit",
+    "Operations",
+    "RecoverAdmin",
+    "Refused",
+    "RevokeKey",
+    "RotateKey",
+    "ShowKey",
+]
+
+
+class BudgetChoice(msgspec.Struct, frozen=True):
+    """`amount` of `unit` in each `period`."""
+
+    amount: int
+    unit: BudgetUnit
+    period: BudgetPeriod
+
+    def budget(self) -> Budget:
+        return Budget(self.unit, self.amount, self.period)
+
+
+class CreateKey(msgspec.Struct, tag="keys.create", kw_only=True):
+    label: str
+    tier: Tier = Tier.CLIENT
+    owner: str | None = None
+    identity: str | None = None
+    allowed_models: tuple[str, ...] = ("*",)
+    rate_limit_override: int | None = None
+    budget: BudgetChoice | None = None
+    expires_at: int | None = None
+
+
+class EditKey(msgspec.Struct, tag="keys.edit", kw_only=True):
+    """What is left out stays. The values that may be taken away are given as `null`."""
+
+    key: str
+    label: str | msgspec.UnsetType = msgspec.UNSET
+    owner: str | msgspec.UnsetType | None = msgspec.UNSET
+    identity: str | msgspec.UnsetType | None = msgspec.UNSET
+    allowed_models: tuple[str, ...] | msgspec.UnsetType = msgspec.UNSET
+    rate_limit_override: int | msgspec.UnsetType | None = msgspec.UNSET
+    budget: BudgetChoice | msgspec.UnsetType | None = msgspec.UNSET
+    expires_at: int | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class RotateKey(msgspec.Struct, tag="keys.rotate"):
+    key: str
+    grace_ms: int
+
+
+class RevokeKey(msgspec.Struct, tag="keys.revoke"):
+    key: str
+    reason: str | None = None
+
+
+class ShowKey(msgspec.Struct, tag="keys.show"):
+    key: str
+
+
+class ListKeys(msgspec.Struct, tag="keys.list"):
+    pass
+
+
+class RecoverAdmin(msgspec.Struct, tag="admin.recover"):
+    pass
+
+
+class BackUp(msgspec.Struct, tag="backup"):
+    """Write everything to a new file; `path` is absolute."""
+
+    path: str
+
+
+class NoteConfigEdit(msgspec.Struct, tag="config.edited"):
+    """A configuration file was replaced by `capi config edit`: the texts before and after, as JSON."""
+
+    path: str
+    before: str
+    after: str
+
+
+Command = CreateKey | EditKey | RotateKey | RevokeKey | ShowKey | ListKeys | RecoverAdmin | BackUp | NoteConfigEdit
+
+
+class KeyAnswer(msgspec.Struct, tag="key"):
+    """One key; `text` only when it was just made."""
+
+    key: KeyView
+    text: str | None = None
+
+    @override
+    def __repr__(self) -> str:
+        return f"KeyAnswer({self.key.id})"
+
+
+class KeysAnswer(msgspec.Struct, tag="keys"):
+    keys: list[KeyView]
+
+
+class Done(msgspec.Struct, tag="done"):
+    pass
+
+
+class Refused(msgspec.Struct, tag="refused"):
+    """Nothing was changed. The message is for the operator."""
+
+    message: str
+
+
+Answer = KeyAnswer | KeysAnswer | Done | Refused
+
+_RECOVERED: Final = KeyDraft(label="recovered admin", tier=Tier.ADMIN)
+
+
+@frozen
+class Operations:
+    """Carries commands out."""
+
+    keyring: Keyring
+    database: Database
+    writer: AuditWriter
+    lock: DirectoryLock
+    now_ms: Callable[[], int]
+
+    async def run(self, command: Command) -> Answer:
+        """Never raises for what an operator can get wrong: that is `Refused`."""
+        try:
+            return await self._run(command)
+        except KeyNotFound as error:
+            return Refused(f"{error}, or more than one; capi keys list shows their ids")
+        except (KeyChoiceError, StorageError) as error:
+            return Refused(str(error))
+
+    async def _run(self, command: Command) -> Answer:
+        match command:
+            case CreateKey():
+                issued = await self.keyring.create(_draft_of(command), CLI)
+                return KeyAnswer(KeyView.of(issued.record), issued.text)
+            case EditKey():
+                record = await self.keyring.edit(self._id(command.key), _edit_of(command), CLI)
+                return KeyAnswer(KeyView.of(record))
+            case RotateKey(key, grace_ms):
+                issued = await self.keyring.rotate(self._id(key), grace_ms, CLI)
+                return KeyAnswer(KeyView.of(issued.record), issued.text)
+            case RevokeKey(key, reason):
+                return KeyAnswer(KeyView.of(await self.keyring.revoke(self._id(key), CLI, reason=reason)))
+            case ShowKey(key):
+                return self._show(key)
+            case ListKeys():
+                return KeysAnswer([KeyView.of(record) for record in self.keyring.all()])
+            case RecoverAdmin():
+                issued = await self.keyring.create(_RECOVERED, CLI, action=Action.AUTH_RECOVER)
+                return KeyAnswer(KeyView.of(issued.record), issued.text)
+            case BackUp(path):
+                await self._back_up(Path(path))
+                return Done()
+            case NoteConfigEdit(path, before, after):
+                await self._note(Action.CONFIG_EDIT, path, before, after)
+                return Done()
+
+    def _id(self, wanted: str) -> str:
+        found = self.keyring.find(wanted)
+        return wanted if found is None else found.id
+
+    def _show(self, wanted: str) -> KeyAnswer:
+        found = self.keyring.find(wanted)
+        if found is None:
+            raise KeyNotFound(f"there is no key {wanted!r}")
+        return KeyAnswer(KeyView.of(found))
+
+    async def _back_up(self, path: Path) -> None:
+        await self._note(Action.BACKUP_CREATE, str(path), None, None)
+        await back_up(self.database, self.writer, self.lock, path, now_ms=self.now_ms())
+
+    async def _note(self, action: Action, target: str, before: str | None, after: str | None) -> None:
+        draft = AuditDraft(ts=self.now_ms(), action=action, target=target, before=before, after=after)
+
+        def change(_: sa.Connection) -> Mutation[None]:
+            return Mutation(None, (draft,))
+
+        await self.database.mutate(change)
+
+
+def _draft_of(command: CreateKey) -> KeyDraft:
+    return KeyDraft(
+        label=command.label,
+        tier=command.tier,
+        owner=command.owner,
+        identity=command.identity,
+        allowed_models=command.allowed_models,
+        rate_limit_override=command.rate_limit_override,
+        budget=None if command.budget is None else command.budget.budget(),
+        expires_at=command.expires_at,
+    )
+
+
+def _edit_of(command: EditKey) -> KeyEdit:
+    budget = command.budget
+    return KeyEdit(
+        label=UNCHANGED if command.label is msgspec.UNSET else command.label,
+        owner=UNCHANGED if command.owner is msgspec.UNSET else command.owner,
+        identity=UNCHANGED if command.identity is msgspec.UNSET else command.identity,
+        allowed_models=UNCHANGED if command.allowed_models is msgspec.UNSET else command.allowed_models,
+        rate_limit_override=(
+            UNCHANGED if command.rate_limit_override is msgspec.UNSET else command.rate_limit_override
+        ),
+        budget=UNCHANGED if budget is msgspec.UNSET else None if budget is None else budget.budget(),
+        expires_at=UNCHANGED if command.expires_at is msgspec.UNSET else command.expires_at,
+    )

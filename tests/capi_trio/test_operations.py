@@ -1,0 +1,292 @@
+"""Every command of the command line: what it answers, what it changes, and what it audits."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import msgspec
+import pytest
+from attrs import evolve
+
+from capi_core.credentials import INVALID_API_KEY
+from capi_core.keys import Budget, BudgetPeriod, BudgetUnit, KeyDraft, KeyRecord, Tier, hash_prefix
+from capi_trio.keyring import KeyView
+from capi_trio.operations import (
+    Answer,
+    BackUp,
+    BudgetChoice,
+    Command,
+    CreateKey,
+    Done,
+    EditKey,
+    KeyAnswer,
+    KeysAnswer,
+    ListKeys,
+    NoteConfigEdit,
+    RecoverAdmin,
+    Refused,
+    RevokeKey,
+    RotateKey,
+    ShowKey,
+)
+from tests.capi_trio.helpers import FullDisk, Ring, audit_lines, open_ring, stored
+from tests.capi_trio.storage.helpers import NOW
+
+HOUR = 3_600_000
+FULL = KeyDraft(
+    label="a",
+    owner="someone",
+    identity="work",
+    allowed_models=("m",),
+    rate_limit_override=7,
+    budget=Budget(BudgetUnit.TOKENS, 5, BudgetPeriod.DAY),
+    expires_at=NOW + HOUR,
+)
+
+
+async def run(ring: Ring, command: Command) -> Answer:
+    """Carries a command out as it arrives over the control socket: encoded and decoded, as is its answer."""
+    sent: Command = msgspec.json.decode(msgspec.json.encode(command), type=Command)
+    answer = await ring.operations.run(sent)
+    received: Answer = msgspec.json.decode(msgspec.json.encode(answer), type=Answer)
+    assert received == answer
+    return received
+
+
+async def key_of(ring: Ring, command: Command) -> KeyAnswer:
+    answer = await run(ring, command)
+    assert isinstance(answer, KeyAnswer)
+    return answer
+
+
+async def refusal(ring: Ring, command: Command) -> str:
+    """Why a command is refused; refused commands change nothing and leave no audit row."""
+    before = ring.keyring.all(), await stored(ring.store), await audit_lines(ring.store)
+    answer = await run(ring, command)
+    assert isinstance(answer, Refused)
+    assert (ring.keyring.all(), await stored(ring.store), await audit_lines(ring.store)) == before
+    return answer.message
+
+
+async def actions(ring: Ring) -> list[str]:
+    return [line.action for line in await audit_lines(ring.store)]
+
+
+# -- keys ---------------------------------------------------------------------------------------------------------
+
+
+async def test_a_created_key_is_answered_with_its_text(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        answer = await key_of(ring, CreateKey(label="a"))
+        assert answer.text is not None
+        record = ring.who(answer.text)
+        assert isinstance(record, KeyRecord)
+        assert answer.key == KeyView.of(record)
+        assert (record.tier, record.allowed_models, record.expires_at) == (Tier.CLIENT, ("*",), None)
+        assert await actions(ring) == ["key.create"]
+        assert answer.text not in repr(answer)
+
+
+async def test_everything_about_a_key_can_be_chosen(tmp_path: Path) -> None:
+    command = CreateKey(
+        label="a",
+        tier=Tier.ADMIN,
+        owner="someone",
+        identity="work",
+        allowed_models=("m",),
+        rate_limit_override=7,
+        budget=BudgetChoice(5, BudgetUnit.TOKENS, BudgetPeriod.DAY),
+        expires_at=NOW + HOUR,
+    )
+    async with open_ring(tmp_path / "data") as ring:
+        answer = await key_of(ring, command)
+        [record] = ring.keyring.all()
+        assert record == evolve(FULL, tier=Tier.ADMIN).record(id=answer.key.id, hash=record.hash, now_ms=NOW)
+
+
+async def test_an_edit_leaves_alone_what_it_does_not_name(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        old = (await ring.make(FULL)).record
+        answer = await key_of(ring, EditKey(key="a", label="b"))
+        assert ring.keyring.all() == [evolve(old, label="b")]
+        assert answer == KeyAnswer(KeyView.of(evolve(old, label="b")))
+
+
+async def test_an_edit_can_change_and_take_away_everything_it_names(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        old = (await ring.make(FULL)).record
+        removal = EditKey(key=old.id, owner=None, identity=None, rate_limit_override=None, budget=None, expires_at=None)
+        await key_of(ring, removal)
+        bare = evolve(old, owner=None, identity=None, rate_limit_override=None, budget=None, expires_at=None)
+        assert ring.keyring.all() == [bare]
+        change = EditKey(
+            key=old.id,
+            label="b",
+            owner="o",
+            identity="i",
+            allowed_models=("x", "y"),
+            rate_limit_override=9,
+            budget=BudgetChoice(1, BudgetUnit.MONEY, BudgetPeriod.MONTH),
+            expires_at=NOW + 1,
+        )
+        await key_of(ring, change)
+        assert ring.keyring.all() == [
+            evolve(
+                old,
+                label="b",
+                owner="o",
+                identity="i",
+                allowed_models=("x", "y"),
+                rate_limit_override=9,
+                budget=Budget(BudgetUnit.MONEY, 1, BudgetPeriod.MONTH),
+                expires_at=NOW + 1,
+            )
+        ]
+        assert await actions(ring) == ["key.create", "key.edit", "key.edit"]
+
+
+async def test_a_rotation_answers_the_new_key(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        old = await ring.make()
+        answer = await key_of(ring, RotateKey(hash_prefix(old.record.hash), HOUR))
+        assert answer.text is not None
+        new = ring.who(answer.text)
+        assert isinstance(new, KeyRecord)
+        assert answer.key == KeyView.of(new)
+        assert new.rotated_from == old.record.id
+        assert ring.who(old.text) == evolve(old.record, expires_at=NOW + HOUR)
+        assert await actions(ring) == ["key.create", "key.rotate"]
+
+
+async def test_a_revocation_answers_the_dead_key_and_keeps_its_reason(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        issued = await ring.make()
+        answer = await key_of(ring, RevokeKey("a", "lost"))
+        assert answer == KeyAnswer(KeyView.of(evolve(issued.record, revoked_at=NOW)))
+        assert ring.who(issued.text) == INVALID_API_KEY
+        assert [(line.action, line.reason) for line in await audit_lines(ring.store)] == [
+            ("key.create", None),
+            ("key.revoke", "lost"),
+        ]
+
+
+async def test_looking_changes_nothing_and_shows_no_text(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        assert await run(ring, ListKeys()) == KeysAnswer([])
+        first = KeyView.of((await ring.make("a")).record)
+        ring.clock.now += 1
+        second = KeyView.of((await ring.make("b")).record)
+        assert await run(ring, ListKeys()) == KeysAnswer([second, first])
+        for name in (first.id, first.label, first.hash_prefix):
+            assert await run(ring, ShowKey(name)) == KeyAnswer(first, None)
+        assert await actions(ring) == ["key.create"] * 2
+
+
+async def test_a_lost_admin_gets_another_key_and_the_audit_log_tells(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        answer = await key_of(ring, RecoverAdmin())
+        assert answer.text is not None
+        record = ring.who(answer.text)
+        assert isinstance(record, KeyRecord)
+        assert (record.tier, record.label) == (Tier.ADMIN, "recovered admin")
+        assert [(line.action, line.target) for line in await audit_lines(ring.store)] == [("auth.recover", record.id)]
+
+
+# -- what is refused ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (CreateKey(label=""), "label must not be empty"),
+        (CreateKey(label="b", allowed_models=()), 'allowed_models must name at least one model; ["*"] means all'),
+        (
+            CreateKey(label="b", owner="\n", expires_at=NOW),
+            "owner must not be empty; expires_at must lie in the future",
+        ),
+        (EditKey(key="a", rate_limit_override=601), "rate_limit_override is more than 10 times the default"),
+        (EditKey(key="nobody", label="b"), "there is no key 'nobody'"),
+        (RotateKey("nobody", 0), "there is no key 'nobody'"),
+        (RevokeKey("nobody"), "there is no key 'nobody'"),
+        (ShowKey("nobody"), "there is no key 'nobody', or more than one; capi keys list shows their ids"),
+        (EditKey(key="gone", label="b"), "is revoked; nothing about it can be changed"),
+        (RotateKey("gone", 0), "is revoked; create a new one instead"),
+        (RevokeKey("gone"), "is revoked already"),
+    ],
+)
+async def test_what_an_operator_gets_wrong_is_refused_in_words(tmp_path: Path, command: Command, why: str) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        await ring.make("a")
+        await ring.make("gone")
+        await run(ring, RevokeKey("gone"))
+        assert why in await refusal(ring, command)
+
+
+async def test_no_key_is_changed_by_a_name_that_two_have(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        await ring.make("twin")
+        await ring.make("twin")
+        for command in (EditKey(key="twin", label="b"), RotateKey("twin", 0), RevokeKey("twin"), ShowKey("twin")):
+            assert "there is no key 'twin', or more than one" in await refusal(ring, command)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [CreateKey(label="b"), EditKey(key="a", label="b"), RotateKey("a", 0), RevokeKey("a"), RecoverAdmin(),
+     BackUp("/nowhere/x"), NoteConfigEdit("p", "{}", "{}")],
+    ids=lambda command: type(command).__name__,
+)  # fmt: skip
+async def test_nothing_is_changed_that_cannot_be_audited(tmp_path: Path, command: Command) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        await ring.make("a")
+        await ring.store.audit.drain()
+        ring.store.database.attach(None)
+        ring.store.database.attach(FullDisk())
+        assert await refusal(ring, command) == "the disk is full"
+
+
+# -- the rest -----------------------------------------------------------------------------------------------------
+
+
+async def test_a_backup_holds_the_database_and_the_audit_log(tmp_path: Path) -> None:
+    path = tmp_path / "copy.tar"
+    async with open_ring(tmp_path / "data") as ring:
+        await ring.make()
+        await ring.store.audit.drain()
+        assert await run(ring, BackUp(str(path))) == Done()
+        lines = await audit_lines(ring.store)
+        assert [(line.action, line.target) for line in lines[1:]] == [("backup.create", str(path))]
+    with tarfile.open(path) as tar:
+        names = tar.getnames()
+    assert "capi.db" in names
+    assert any(name.startswith("audit-") for name in names)
+
+
+async def test_a_backup_does_not_replace_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "copy.tar"
+    path.write_text("content")
+    async with open_ring(tmp_path / "data") as ring:
+        answer = await run(ring, BackUp(str(path)))
+        assert isinstance(answer, Refused)
+        assert str(path) in answer.message
+    assert path.read_text() == "content"
+
+
+async def test_an_edit_of_the_configuration_is_audited_with_both_texts(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        assert await run(ring, NoteConfigEdit("/d/config.json", '{"a":1}', '{"a":2}')) == Done()
+        [line] = await audit_lines(ring.store)
+        assert (line.action, line.target, line.before, line.after, line.ts) == (
+            "config.edit",
+            "/d/config.json",
+            {"a": 1},
+            {"a": 2},
+            NOW,
+        )
+
+
+def test_a_command_that_is_not_known_is_not_understood() -> None:
+    for text in ('{"type": "keys.destroy"}', "{}", '{"type": "keys.create"}', '{"type": "keys.create", "label": 1}'):
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(text, type=Command)
