@@ -19,13 +19,18 @@ from attrs import frozen
 from bench.report import table
 from bench.upstream import MODEL
 from capi_core.aliases import Alias, Catalog, UpstreamModels
+from capi_core.credentials import decide, find_credential
+from capi_core.errors import Problem
 from capi_core.exchange import Exchange, Operation
+from capi_core.keys import KeyRecord, Tier, effective_rpm, format_key, key_hash, may_call
+from capi_core.limits import Buckets, Granted
 from capi_core.members import JSONObject
 from capi_core.protocols.chat import ChatStream
 from capi_core.sse import SSEDecoder
 
 __all__ = ["CoreFigures", "measure", "naive_body", "naive_events", "pieces", "stream_bytes"]
 
+_ACCESSES: Final = 10_000
 _EVENTS: Final = 20_000
 _READ_BYTES: Final = 16 * 1024
 _BODY_BYTES: Final = 10_000_000
@@ -54,6 +59,8 @@ class CoreFigures(msgspec.Struct, frozen=True):
 
     streams: dict[str, list[StreamFigure]]
     bodies: dict[str, list[BodyFigure]]
+    access_us: float
+    """Finding, judging and counting a caller's key, once."""
 
 
 @frozen
@@ -186,6 +193,30 @@ def _measure_body(body: bytes, turns: int) -> list[BodyFigure]:
     ]
 
 
+def admit(headers: list[tuple[bytes, bytes]], keys: dict[str, KeyRecord], buckets: Buckets, now: float) -> bool:
+    """What a request's key goes through before its model is asked: found, looked up, judged, scoped, counted."""
+    found = find_credential(headers)
+    if isinstance(found, Problem):
+        return False
+    key = decide(found, keys.get(found.hash), 0)
+    if isinstance(key, Problem) or not may_call(key, _ALIAS, ("*",)):
+        return False
+    return isinstance(buckets.take(key.id, effective_rpm(key, 1_000_000), now), Granted)
+
+
+def _measure_access(turns: int) -> float:
+    text = format_key(bytes(32))
+    record = KeyRecord(id="key_bench", hash=key_hash(text), tier=Tier.CLIENT, label="bench", created_at=0)
+    others = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"user-agent", b"OpenAI/Python")]
+    headers, keys, buckets = [*others, (b"authorization", f"Bearer {text}".encode())], {record.hash: record}, Buckets()
+
+    def run() -> None:
+        assert all(admit(headers, keys, buckets, turn / 1000) for turn in range(_ACCESSES))
+
+    (seconds,) = _best_seconds([_Way("access", run)], turns)
+    return seconds / _ACCESSES * 1e6
+
+
 def measure(*, quick: bool) -> tuple[str, bytes]:
     """The report, and its figures as JSON."""
     events, turns = (_EVENTS // 10, 3) if quick else (_EVENTS, 9)
@@ -194,6 +225,7 @@ def measure(*, quick: bool) -> tuple[str, bytes]:
     figures = CoreFigures(
         streams={name: _measure_stream(pieces(stream, size), events, turns) for name, size in cuts.items()},
         bodies={name: _measure_body(body, turns) for name, body in _bodies(_BODY_BYTES).items()},
+        access_us=_measure_access(turns),
     )
     return _render(figures), msgspec.json.encode(figures)
 
@@ -215,4 +247,6 @@ def _render(figures: CoreFigures) -> str:
         ]
         head = ["", "ms", "MB/s", "times as fast", "extra memory / body"]
         parts.append(f"**body of {_BODY_BYTES // 1_000_000} MB, {content}**\n\n" + table(head, rows))
+    rows = [["find, look up, decide, scope, rate", f"{figures.access_us:.1f}"]]
+    parts.append("**a caller's key**\n\n" + table(["", "us / request"], rows))
     return "\n\n".join(parts)

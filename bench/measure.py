@@ -7,7 +7,6 @@ made of two figures of the same round; what is reported is the median over the r
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import subprocess
 import sys
@@ -15,12 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
-from urllib.parse import urlsplit
 
 import msgspec
 
 from bench.load import Load
-from bench.peers import Peer, Process, header_fields, start_peer, start_upstream
+from bench.peers import Peer, Process, start_peer, start_upstream
 from bench.procfs import busy_seconds, cpu_seconds, peak_bytes, pinned, reset_peak, resident_bytes
 
 __all__ = ["FULL", "QUICK", "Run", "Sample", "Scenario", "Schedule", "cores", "measure"]
@@ -103,78 +101,62 @@ class _Bench:
         self._run = run
         self._folder = folder
         self._tested, self._harness = cores()
-        self._running: dict[str, tuple[int | None, str]] = {}
+        self._running: dict[str, Process] = {}
 
     def start(self, stack: contextlib.ExitStack, peers: Sequence[Peer]) -> None:
         schedule = self._run.schedule
-        process, url = start_upstream(self._folder, events=schedule.events, gap_ms=schedule.gap_ms, core=self._harness)
-        stack.enter_context(process)
-        self._upstream = process.pid
+        upstream = start_upstream(self._folder, events=schedule.events, gap_ms=schedule.gap_ms, core=self._harness)
+        self._upstream = stack.enter_context(upstream)
         for peer in peers:
-            if peer.command is None:
-                self._running[peer.name] = (None, url)
-                continue
-            for index in range(schedule.starts):
-                started, its_url = self._start(peer, url, index)
-                if index == schedule.starts - 1:
-                    stack.enter_context(started)
-                    self._running[peer.name] = (started.pid, its_url)
-                else:
-                    started.stop()
+            self._running[peer.name] = upstream if peer.prepare is None else self._start(peer, stack)
 
-    def _start(self, peer: Peer, upstream_url: str, index: int) -> tuple[Process, str]:
-        started, url = start_peer(peer, upstream_url, self._folder / f"{peer.name}-{index}", core=self._tested)
-        self._run.starts.setdefault(peer.name, []).append(started.started_s)
-        return started, url
+    def _start(self, peer: Peer, stack: contextlib.ExitStack) -> Process:
+        """Starts it as often as the schedule says; the last one stays."""
+        folder = self._folder / peer.name
+        folder.mkdir()
+        process = start_peer(peer, self._upstream, folder / "1", core=self._tested)
+        starts = [process.started_s]
+        for number in range(2, self._run.schedule.starts + 1):
+            process.stop()
+            process = start_peer(peer, self._upstream, folder / str(number), core=self._tested)
+            starts.append(process.started_s)
+        self._run.starts[peer.name] = starts
+        return stack.enter_context(process)
 
     def sample(self, peer: Peer, scenario: Scenario, number: int) -> Sample:
         if scenario.burst:
             self._load(peer, scenario.burst, _BURST_S, stream=False)
-        began, busy, upstream = time.monotonic(), busy_seconds(), cpu_seconds(self._upstream)
+        began, busy, upstream = time.monotonic(), busy_seconds(), cpu_seconds(self._upstream.pid)
         load = self._load(peer, scenario.k, scenario.seconds, stream=scenario.stream)
-        ours = load.cpu_s + load.own_cpu_s + cpu_seconds(self._upstream) - upstream
+        ours = load.cpu_s + load.own_cpu_s + cpu_seconds(self._upstream.pid) - upstream
         others = (busy_seconds() - busy - ours) / (time.monotonic() - began)
         return Sample(number, scenario.name, peer.name, load, max(0.0, others))
 
     def _load(self, peer: Peer, k: int, seconds: float, *, stream: bool) -> Load:
-        pid, url = self._running[peer.name]
-        argv = [sys.executable, "-m", "bench.load", url, str(k), str(seconds), "--model", peer.model]
+        process = self._running[peer.name]
+        argv = [sys.executable, "-m", "bench.load", process.url, str(k), str(seconds), "--model", peer.model]
         argv += ["--stream"] if stream else []
-        argv += [option for header in peer.headers for option in ("--header", header)]
-        argv += ["--pid", str(pid)] if pid is not None else []
+        argv += [option for header in process.headers for option in ("--header", header)]
+        argv += ["--pid", str(process.pid)] if process is not self._upstream else []
         with pinned(self._harness):
             done = subprocess.run(argv, stdout=subprocess.PIPE, check=True)
         return msgspec.json.decode(done.stdout, type=Load)
 
     def weigh(self, peer: Peer) -> None:
         """Memory: what the load left behind, then what bodies of 10 MB take on top, one after the other."""
-        pid, url = self._running[peer.name]
-        if pid is None:
+        process = self._running[peer.name]
+        if process is self._upstream:
             return
-        before = resident_bytes(pid)
+        before = resident_bytes(process.pid)
         self._run.rss_mb[peer.name] = before / 1e6
-        reset_peak(pid)
+        reset_peak(process.pid)
         message = {"role": "user", "content": "x" * _LARGE_BODY_BYTES}
         body = msgspec.json.encode({"model": peer.model, "messages": [message]})
-        statuses = {_post(url, body, peer) for _ in range(_LARGE_BODIES)}
+        statuses = {process.post(body) for _ in range(_LARGE_BODIES)}
         if statuses == {200}:
-            self._run.large_body_mb[peer.name] = (peak_bytes(pid) - before) / 1e6
+            self._run.large_body_mb[peer.name] = (peak_bytes(process.pid) - before) / 1e6
         else:
             self._run.remarks.append(f"{peer.name} answers {sorted(statuses)} to a body of 10 MB")
-
-
-def _post(url: str, body: bytes, peer: Peer) -> int:
-    """The status of the answer; 0 if there is none."""
-    parts = urlsplit(url)
-    with contextlib.closing(http.client.HTTPConnection(parts.netloc, timeout=60)) as connection:
-        try:
-            fields = {"content-type": "application/json", **header_fields(peer.headers)}
-            connection.request("POST", parts.path, body, fields)
-            answer = connection.getresponse()
-            answer.read()
-        except (OSError, http.client.HTTPException):
-            return 0
-        return answer.status
 
 
 def measure(peers: Sequence[Peer], schedule: Schedule, folder: Path, tell: Callable[[str], None]) -> Run:

@@ -28,7 +28,7 @@ __all__ = ["SOCKET_NAME", "ask", "serve_control"]
 
 SOCKET_NAME: Final = "control.sock"
 _MAX_LINE: Final = 16 * 1024 * 1024
-_ANSWER_S: Final = 30.0
+_PEER_S: Final = 30.0  # for the other side to send or to take a line
 
 _COMMAND: Final = msgspec.json.Decoder(Command)
 _ANSWER: Final = msgspec.json.Decoder(Answer)
@@ -69,11 +69,16 @@ async def _serve_one(stream: trio.SocketStream, operations: Operations) -> None:
         return
     try:
         answer: Answer
-        with trio.fail_after(_ANSWER_S):
-            try:
-                answer = await operations.run(_COMMAND.decode(await _read_line(stream)))
-            except (msgspec.DecodeError, UnicodeError) as error:
-                answer = Refused(f"the server does not understand this command: {error}")
+        with trio.fail_after(_PEER_S):
+            line = await _read_line(stream)
+        try:
+            command = _COMMAND.decode(line)
+        except (msgspec.DecodeError, UnicodeError) as error:
+            answer = Refused(f"the server does not understand this command: {error}")
+        else:
+            # Without a limit: a backup takes its time, and who asked for a change must learn how it ended.
+            answer = await operations.run(command)
+        with trio.fail_after(_PEER_S):
             await stream.send_all(msgspec.json.encode(answer) + b"\n")
     except (trio.BrokenResourceError, trio.ClosedResourceError, trio.TooSlowError):
         return
@@ -83,15 +88,20 @@ async def _serve_one(stream: trio.SocketStream, operations: Operations) -> None:
 
 def ask(directory: Path, command: Command) -> Answer | None:
     """Asks the server that runs on this directory; `None` when none does. Blocks. Raises `OSError`."""
+    try:
+        sent = msgspec.json.encode(command) + b"\n"
+    except UnicodeEncodeError:  # a command line can hold any bytes
+        return Refused("the command holds bytes that are no UTF-8 text")
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    client.settimeout(_ANSWER_S)
+    client.settimeout(_PEER_S)
     with client:
         try:
             with _short_path(directory) as path:
                 client.connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
             return None
-        client.sendall(msgspec.json.encode(command) + b"\n")
+        client.sendall(sent)
+        client.settimeout(None)  # whoever gives up here would not know what was done
         line = b""
         while not line.endswith(b"\n"):
             part = client.recv(65536)

@@ -20,7 +20,7 @@ import trio
 from attrs import define, frozen
 
 from capi_core.audit import Action
-from capi_core.config import LimitsConfig
+from capi_core.config import ConfigError, ConfigProblem, LimitsConfig
 from capi_core.framing import FramingLimits
 from capi_trio.access import Door, OpenDoor, RejectLog
 from capi_trio.app import Gateway, Snapshot
@@ -36,6 +36,7 @@ from capi_trio.operations import Operations
 from capi_trio.server import Server, listen
 from capi_trio.storage.audit_writer import open_audit_writer
 from capi_trio.storage.database import Mutation, open_database
+from capi_trio.storage.errors import StorageError
 from capi_trio.storage.lock import DirectoryLock
 from capi_trio.storage.outbox import AuditDraft
 from capi_trio.upstream import UpstreamClient
@@ -266,22 +267,34 @@ class _Service:
         self, client: UpstreamClient, keeper: CatalogKeeper, background: trio.Nursery
     ) -> Callable[[Loaded], Awaitable[None]]:
         async def reload(loaded: Loaded) -> None:
+            self._check_upstreams(loaded.config)
+            before, after = _shown(self._state.config), _shown(loaded.config)
+            try:
+                await self._audit(Action.CONFIG_RELOAD, "config.json", before=before, after=after)
+            except StorageError as error:  # what cannot be audited is not done
+                raise ConfigError((ConfigProblem("$", f"the change cannot be audited: {error}"),)) from error
             await self._use_upstreams(loaded.config, client, background)
-            before, self._state.config = self._state.config, loaded.config
+            self._state.config = loaded.config
             keeper.set_config(loaded.config)
-            await self._audit(Action.CONFIG_RELOAD, "config.json", before=_shown(before), after=_shown(loaded.config))
 
         return reload
 
     async def _use_upstreams(self, config: Config, client: UpstreamClient, background: trio.Nursery) -> None:
         """Points the client at a configuration's upstreams. Raises `ConfigError`, and then nothing has changed."""
-        wanted = {name for name, upstream in config.upstreams.items() if upstream.kind == "demo"}
-        urls = {name: self._demos.get(name, "http://127.0.0.1") for name in wanted}
         options = self._options
-        upstream_targets(config, options.environ, base_dir=options.base_dir, demo_urls=urls)  # before anything starts
-        for name in wanted - self._demos.keys():
+        self._check_upstreams(config)  # before anything starts
+        for name in _demo_names(config) - self._demos.keys():
             self._demos[name] = _start_demo(background, options.new_request_id)
         client.set_targets(upstream_targets(config, options.environ, base_dir=options.base_dir, demo_urls=self._demos))
+
+    def _check_upstreams(self, config: Config) -> None:
+        """Raises `ConfigError` when the upstreams cannot be used, as when a key's file is not there."""
+        urls = {name: self._demos.get(name, "http://127.0.0.1") for name in _demo_names(config)}
+        upstream_targets(config, self._options.environ, base_dir=self._options.base_dir, demo_urls=urls)
+
+
+def _demo_names(config: Config) -> set[str]:
+    return {name for name, upstream in config.upstreams.items() if upstream.kind == "demo"}
 
 
 def _shown(config: Config) -> str:

@@ -255,6 +255,8 @@ def _run(
             refuse_config(path, failed)
         if isinstance(failed, (BindError, StorageError)):
             fail(str(failed))
+        if isinstance(failed, OSError):
+            fail(f"{failed.filename or options.data_dir}: {failed.strerror}")
         if failed is None or rest is not None:
             raise
         logs.get_logger("server").critical("failed", **logs.describe(failed))

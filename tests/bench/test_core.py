@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from bench.core import naive_body, naive_events, pieces, stream_bytes
+from bench.core import admit, naive_body, naive_events, pieces, stream_bytes
+from capi_core.keys import KeyRecord, Tier, format_key, key_hash
+from capi_core.limits import Buckets
 from capi_core.members import JSONObject
 from capi_core.protocols.chat import ChatStream, StreamState
 
@@ -38,3 +40,12 @@ def test_both_ways_to_edit_a_body_give_the_same_request() -> None:
     body = b'{"model": "a", "messages": [{"role": "user", "content": "\xc3\xa9"}]}'
     edited = JSONObject(body).edit({"model": b'"b"'})
     assert json.loads(edited) == json.loads(naive_body(body, "b"))
+
+
+def test_what_is_timed_lets_the_key_in_and_nobody_else() -> None:
+    text = format_key(bytes(32))
+    record = KeyRecord(id="k", hash=key_hash(text), tier=Tier.CLIENT, label="a", created_at=0)
+    keys = {record.hash: record}
+    assert admit([(b"x-api-key", text.encode())], keys, Buckets(), 0)
+    assert not admit([], keys, Buckets(), 0)
+    assert not admit([(b"x-api-key", format_key(bytes(31) + b"\x01").encode())], keys, Buckets(), 0)

@@ -26,6 +26,7 @@ from trio.testing import MockClock
 from typing_extensions import override
 
 from capi_core.framing import FramingLimits
+from capi_trio import connection
 from capi_trio.asgi import BodyTooLargeError, ClientGoneError, ResetConnectionError, read_body, respond
 from capi_trio.connection import ConnectionTimeouts, GuardedStream, serve_connection, split_cancelled
 from tests.support.framing_cases import CASES, FramingCase
@@ -449,6 +450,39 @@ async def test_cancellation_does_not_tear_a_message_in_two(autojump_clock: MockC
         await done.wait()
         _, _, body = last_answer(await peer.receive())
     assert body == b"a" * 40_000 + b"b"
+
+
+async def test_an_app_that_does_nothing_but_send_does_not_stop_all_others(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kernel takes at once is sent without a turn of the scheduler; but not for ever."""
+    taken = 0
+    turns: list[int] = []
+
+    def take_all(stream: object, data: bytes) -> int:
+        nonlocal taken
+        taken += len(data)
+        return len(data)
+
+    async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await send(HTTPResponseStartEvent(type="http.response.start", status=200, headers=[]))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            for _ in range(1000):
+                await send(HTTPResponseBodyEvent(type="http.response.body", body=b"x" * 1000, more_body=True))
+            nursery.cancel_scope.cancel()
+
+    async def count() -> None:
+        while True:
+            turns.append(taken)
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(connection, "send_now", take_all)
+    async with connect(app) as peer:
+        await peer.send(GET)
+        await peer.over.wait()
+    assert taken > 1_000_000
+    assert 10 <= len(turns) <= 20  # one for each 64 KiB: none for each event
 
 
 # -- bodies that nobody reads --------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import msgspec
 import pytest
@@ -140,9 +141,26 @@ async def test_a_line_without_end_is_cut_off(tmp_path: Path, monkeypatch: pytest
 
 
 async def test_who_sends_nothing_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_ANSWER_S", 0.01)
+    monkeypatch.setattr(module, "_PEER_S", 0.01)
     async with open_control(tmp_path / "data") as ring:
         assert await line_of(ring.store.directory) == b""
+
+
+async def test_a_command_may_take_longer_than_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asked for a change, or for a large backup, learns how it ended."""
+    limit = 0.3
+    monkeypatch.setattr(module, "_PEER_S", limit)
+    async with open_control(tmp_path / "data") as ring:
+        genuine = ring.store.database.mutate
+
+        async def slow(change: object) -> object:
+            await trio.sleep(1.2 * limit)
+            return await genuine(change)  # type: ignore[arg-type]  # any change, passed on as it is
+
+        monkeypatch.setattr(ring.store.database, "mutate", slow)
+        answer = await asked(ring.store.directory, CreateKey(label="a"))
+        assert isinstance(answer, KeyAnswer)
+        assert [record.id for record in ring.keyring.all()] == [answer.key.id]
 
 
 async def test_a_fault_ends_the_one_command_and_its_text_is_in_no_log(
@@ -213,6 +231,11 @@ def test_where_there_is_no_server_there_is_no_answer(tmp_path: Path) -> None:
     assert ask(tmp_path / "nothing" / "here", ListKeys()) is None
 
 
+def test_bytes_that_are_no_text_are_refused_whether_or_not_a_server_runs(tmp_path: Path) -> None:
+    label = os.fsdecode(b"caf\xe9")  # as the command line has it
+    assert ask(tmp_path, CreateKey(label=label)) == Refused("the command holds bytes that are no UTF-8 text")
+
+
 def test_a_directory_that_is_none_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotADirectoryError):
@@ -225,6 +248,13 @@ async def test_a_path_may_be_longer_than_a_sockets_address(tmp_path: Path) -> No
     async with open_control(directory):
         assert (directory / SOCKET_NAME).exists()
         assert await asked(directory, ListKeys()) == KeysAnswer([])
+
+
+async def test_other_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without Linux's /proc and peer credentials, the path is what it is, and the socket's mode alone keeps it."""
+    monkeypatch.setattr(module, "sys", SimpleNamespace(platform="darwin"))
+    async with open_control(tmp_path / "data"):
+        assert await asked(tmp_path / "data", ListKeys()) == KeysAnswer([])
 
 
 @pytest.mark.parametrize("answer", [b"", b'{"type":"keys"', b"hello\n", b'{"type":"from tomorrow"}\n'])

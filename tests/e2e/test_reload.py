@@ -17,11 +17,14 @@ from attrs import frozen
 
 from capi_core.audit import Action
 from capi_trio.storage.audit_log import read_lines
+from tests.capi_trio.storage.disks import small_disk
 from tests.e2e.conftest import faultless
 from tests.e2e.peers import RawUpstream, UpstreamRequest, answer, chunked, connect, post, sse_head
 from tests.support.process import Capi, command, gateway
 
 RELOADED_S: Final = 1.0
+__all__ = ["small_disk"]
+
 NUMBERS: Final = itertools.count(10)
 DEMO: Final = {"demo": {"kind": "demo"}}
 FINISH: Final = b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
@@ -159,6 +162,24 @@ def test_a_file_that_is_gone_changes_nothing(edited: Edited) -> None:
     edited.path.unlink()
     edited.capi.wait_for(lambda: len(edited.capi.events("config_kept")) > kept)
     assert edited.aliases() == ["start"]
+
+
+def test_an_edit_that_cannot_be_audited_is_not_taken(small_disk: Path) -> None:
+    """A disk that is full does not end the gateway, either. A hangup takes the edit when there is room again."""
+    data_dir, filler = small_disk / "capi", small_disk / "filler"
+    with (
+        faultless(gateway(data_dir, {"upstreams": DEMO})) as capi,
+        httpx.Client(base_url=capi.url, timeout=10) as client,
+    ):
+        edited = Edited(capi, data_dir / "config.json", client)
+        disk = os.statvfs(small_disk)
+        filler.write_bytes(bytes(disk.f_bavail * disk.f_frsize - 100_000))
+        in_place(edited.path, config_of("late"))
+        problems = str(capi.log_line("config_kept")["problems"])
+        assert "cannot be audited" in problems
+        assert edited.aliases() == []
+        filler.unlink()
+        edited.expect(lambda: capi.send_signal(signal.SIGHUP), "late")
 
 
 def test_an_edit_by_command_is_taken_and_audited_with_both_texts(edited: Edited) -> None:

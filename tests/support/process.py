@@ -50,6 +50,7 @@ LogLine = Mapping[str, object]
 
 START_S: Final = 20.0
 _COMMAND_S: Final = 60.0
+_LOOK_S: Final = 0.1
 FAULT_EVENTS: Final = frozenset({"app_failed", "connection_failed", "exchange_failed", "failed"})
 """What capi logs when an exception got as far as its last guard."""
 
@@ -134,8 +135,11 @@ class Capi:
 
     def wait_for(self, condition: Callable[[], bool], within_s: float = 5.0) -> None:
         """Waits until `condition` holds; it is asked again at each line that comes. Raises `TimeoutError`."""
+        end = time.monotonic() + within_s
         with self._news:
-            if not self._news.wait_for(lambda: condition() or not self.alive, within_s) or not condition():
+            while not condition() and self.alive and time.monotonic() < end:
+                self._news.wait(_LOOK_S)  # of its end there is no news: it comes after the last line
+            if not condition():
                 state = "runs" if self.alive else f"ended with {self._process.returncode}"
                 raise TimeoutError(f"capi {state}; it said: {self.text} {list(self.logs[-5:])}")
 

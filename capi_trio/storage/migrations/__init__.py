@@ -85,9 +85,9 @@ def upgrade(writer: sa.Engine, where: str, versions: Path = VERSIONS) -> None:
     Raises `DatabaseTooNew` when the database has steps that this code does not know, `DatabaseCorrupt`, or what the
     driver raises.
     """
-    scripts = _scripts(versions)
     if _is_current(writer, versions):
         return
+    scripts = _scripts(versions)
     with writer.connect() as connection:
         more = True
         while more:

@@ -221,6 +221,12 @@ def test_a_choice_that_cannot_be_is_refused_in_words(capi: Capi, options: list[s
     assert not path.exists()
 
 
+def test_a_label_that_is_no_text_is_refused(capi: Capi) -> None:
+    path = str(capi.directory.parent / "key.txt")
+    assert "no UTF-8 text" in capi.refused("keys", "create", os.fsdecode(b"caf\xe9"), "--key-file", path)
+    assert "no UTF-8 text" in capi.refused("keys", "show", os.fsdecode(b"caf\xe9"))
+
+
 def test_a_key_as_a_label_is_refused_without_being_repeated(capi: Capi) -> None:
     _, text = capi.new_key("keys", "create", "a")
     assert "label must not hold a key" in capi.refused("keys", "edit", "a", "--label", text)
