@@ -17,7 +17,7 @@ from attrs import asdict, frozen
 
 from capi_core.errors import Problem
 from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome
-from capi_core.keys import may_call
+from capi_core.keys import mask_keys, may_call
 from capi_core.protocols.openai import encode_error, encode_model, encode_models
 from capi_trio.asgi import BodyTooLargeError, ClientGoneError, drain_body, read_body, respond
 from capi_trio.logs import get_logger
@@ -192,7 +192,7 @@ class Gateway:
             operation=record.operation.name.lower(),
             outcome=record.outcome.value,
             status=record.status,
-            model=record.model and record.model[:128],
+            model=record.model and mask_keys(record.model)[:128],  # somebody will paste a key there
             upstream=record.upstream,
             upstream_model=record.upstream_model,
             stream=record.stream,

@@ -20,7 +20,7 @@ from capi_core.config import Config, LimitsConfig, ModelConfig, UpstreamConfig
 from capi_core.credentials import find_credential
 from capi_core.errors import Problem
 from capi_core.framing import FramingLimits
-from capi_core.keys import KeyRecord, Tier
+from capi_core.keys import KeyRecord, Tier, format_key, hash_prefix, key_hash
 from capi_core.limits import RetryAfter, problem_rate_limited
 from capi_trio.access import Access, Door, OpenDoor
 from capi_trio.app import Gateway, Snapshot
@@ -697,3 +697,11 @@ async def test_a_large_body_of_somebody_unknown_is_taken_and_dropped(autojump_cl
         response = await world.client.request("POST", "/v1/chat/completions", b"x" * 1900)
         again = await world.client.request("POST", "/v1/chat/completions", ASK, WITH_KEY)
     assert (response.status, again.status) == (401, 200)
+
+
+async def test_a_key_that_is_sent_as_a_models_name_is_not_logged(autojump_clock: MockClock) -> None:
+    text = format_key(bytes(32))
+    async with World().open() as world:
+        await world.client.request("POST", "/v1/chat/completions", {**ASK, "model": text})
+    assert text not in str(world.logs)
+    assert world.account["model"] == f"[key sha256:{hash_prefix(key_hash(text))}]"

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import httpx
 import msgspec
@@ -145,16 +145,23 @@ class Terminal:
 
     def wait_ready(self) -> None:
         with self._news:
-            assert self._news.wait_for(lambda: "is listening on" in self.shown, 20), self.shown
+            assert self._news.wait_for(lambda: "stop with Ctrl-C" in self.shown, 20), self.shown
 
     def end(self) -> bytes:
         """Ends it; returns what it had to log."""
         self._process.terminate()
         log = self._process.communicate(timeout=10)[1]
         assert self._process.returncode == 0
+        return log
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
         self._reader.join(5)
         os.close(self._master)
-        return log
 
     def _read(self) -> None:
         while True:
@@ -169,18 +176,18 @@ class Terminal:
 
 def test_a_first_start_on_a_terminal_shows_the_key_once_and_writes_no_file(tmp_path: Path) -> None:
     data_dir = tmp_path / "capi"
-    first = Terminal(data_dir)
-    first.wait_ready()
-    (key,) = [line.strip() for line in first.shown.splitlines() if "sk-cap-" in line]
-    assert is_well_formed(key)
-    url = first.shown.partition("is listening on ")[2].split()[0]
-    assert httpx.get(f"{url}/v1/models", headers={"x-api-key": key}).status_code == 200
-    assert not (data_dir / ADMIN_KEY_NAME).exists()
-    assert b"sk-cap-" not in first.end()
-    again = Terminal(data_dir)
-    again.wait_ready()
-    assert "sk-cap-" not in again.shown
-    assert b"sk-cap-" not in again.end()
+    with Terminal(data_dir) as first:
+        first.wait_ready()
+        (key,) = [line.strip() for line in first.shown.splitlines() if "sk-cap-" in line]
+        assert is_well_formed(key)
+        url = first.shown.partition("is listening on ")[2].split()[0]
+        assert httpx.get(f"{url}/v1/models", headers={"x-api-key": key}).status_code == 200
+        assert not (data_dir / ADMIN_KEY_NAME).exists()
+        assert b"sk-cap-" not in first.end()
+    with Terminal(data_dir) as again:
+        again.wait_ready()
+        assert "sk-cap-" not in again.shown
+        assert b"sk-cap-" not in again.end()
     assert len(audited(data_dir, Action.AUTH_BOOTSTRAP)) == 1
 
 
