@@ -31,7 +31,7 @@ _BURST_S: Final = 0.5
 class Scenario(msgspec.Struct, frozen=True):
     """A load: `k` clients for `seconds`, asking for streams or for whole answers.
 
-    `burst`: how many clients come at once just before, unmeasured. What they leave behind, such as idle connections
+    `burst`: how many clients ask for a stream at once just before, unmeasured. What they leave behind, such as idle connections
     to the upstream, may make every later request dearer.
     """
 
@@ -80,7 +80,7 @@ class Run(msgspec.Struct):
 def _schedule(rounds: int, reference_rounds: int, starts: int, *, paced: tuple[float, ...], plain: float) -> Schedule:
     requests = [Scenario(f"plain requests, K={k}", k, False, plain) for k in (1, 20)]
     streams = [Scenario(f"streams, K={k}", k, True, seconds) for k, seconds in zip((1, 20, 100), paced, strict=True)]
-    later = Scenario("plain requests, K=20, after 100 at once", 20, False, plain, burst=100)
+    later = Scenario("plain requests, K=20, after 100 streams at once", 20, False, plain, burst=100)
     return Schedule((*requests, *streams, later), rounds, reference_rounds, starts)
 
 
@@ -125,7 +125,7 @@ class _Bench:
 
     def sample(self, peer: Peer, scenario: Scenario, number: int) -> Sample:
         if scenario.burst:
-            self._load(peer, scenario.burst, _BURST_S, stream=False)
+            self._load(peer, scenario.burst, _BURST_S, stream=True)
         began, busy, upstream = time.monotonic(), busy_seconds(), cpu_seconds(self._upstream.pid)
         load = self._load(peer, scenario.k, scenario.seconds, stream=scenario.stream)
         ours = load.cpu_s + load.own_cpu_s + cpu_seconds(self._upstream.pid) - upstream

@@ -61,7 +61,7 @@ class Store:
 @asynccontextmanager
 async def open_store(directory: Path, url: str | None = None, *, accept_loss: bool = False) -> AsyncIterator[Store]:
     """Everything that the server opens, in the server's order."""
-    with DirectoryLock.take(directory, timeout_s=10):
+    with DirectoryLock.take(directory, timeout_s=60):
         pass  # whoever held it last is gone
     with DirectoryLock.take(directory) as lock:
         async with (
