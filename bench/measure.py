@@ -31,8 +31,8 @@ _BURST_S: Final = 0.5
 class Scenario(msgspec.Struct, frozen=True):
     """A load: `k` clients for `seconds`, asking for streams or for whole answers.
 
-    `burst`: how many clients ask for a stream at once just before, unmeasured. What they leave behind, such as idle connections
-    to the upstream, may make every later request dearer.
+    `burst`: how many clients ask for a stream at once just before, unmeasured. What they leave behind, such as idle
+    connections to the upstream, may make every later request dearer.
     """
 
     name: str

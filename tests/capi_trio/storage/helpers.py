@@ -61,9 +61,7 @@ class Store:
 @asynccontextmanager
 async def open_store(directory: Path, url: str | None = None, *, accept_loss: bool = False) -> AsyncIterator[Store]:
     """Everything that the server opens, in the server's order."""
-    with DirectoryLock.take(directory, timeout_s=60):
-        pass  # whoever held it last is gone
-    with DirectoryLock.take(directory) as lock:
+    with DirectoryLock.take(directory, timeout_s=60) as lock:  # somebody else's turn may come first
         async with (
             open_database(lock, url) as database,
             open_audit_writer(database, lock, accept_loss=accept_loss) as audit,
