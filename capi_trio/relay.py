@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Relay", "RelayResult", "RelayTimeouts"]
 
-_OUTBOX_BYTES: Final = 64 * 1024
+_OUTBOX_BYTES: Final = 8 * 1024
 _LAST_BYTE_S: Final = 1.0
 """After [DONE] the upstream has this long to end its response, so that its connection can be used again."""
 

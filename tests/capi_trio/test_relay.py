@@ -27,7 +27,7 @@ from tests.support import fakes
 from tests.support.fakes import DONE, FakePeer, FakeUpstream, Reply, Step, chunk, finish
 
 KEEP_ALIVE: Final = b": keep-alive\n\n"
-OUTBOX: Final = 64 * 1024
+OUTBOX: Final = 8 * 1024
 CATALOG: Final = Catalog(aliases={"alias": Alias("alias", "m")}, upstreams=(UpstreamModels("up"),))
 PATIENT: Final = RelayTimeouts(head=10_000, idle=10_000, total=100_000, keep_alive=9_000)
 
@@ -223,7 +223,7 @@ async def test_a_slow_client_gets_everything_with_little_held(autojump_clock: Mo
 
 async def test_silence_that_is_the_clients_is_not_held_against_the_upstream(autojump_clock: MockClock) -> None:
     event = chunk("x" * 60_000)
-    play = Play(Reply([*[event] * 10, finish(), DONE]), delay=400.0, timeouts=RelayTimeouts(idle=100))
+    play = Play(Reply([*[event] * 10, finish(), DONE]), delay=400.0, timeouts=RelayTimeouts(idle=100, total=10_000))
     result = await play.run()
     assert result.record.outcome is Outcome.OK
     assert play.peer.body == event * 10 + finish() + DONE  # nor is any keep-alive added to what it does not take
