@@ -17,6 +17,7 @@ from capi_trio.cli.debug import debug_command
 from capi_trio.cli.keys import keys_commands
 from capi_trio.cli.models import models_command
 from capi_trio.cli.run import demo_command, start_command
+from capi_trio.cli.setup import setup_command
 
 __all__ = ["main"]
 
@@ -38,6 +39,7 @@ _COMMANDS = (
     backup_command,
     restore_command,
     debug_command,
+    setup_command,
 )
 for command in _COMMANDS:
     main.add_command(command)
