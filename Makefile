@@ -12,7 +12,7 @@ COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fmt lint types cov fuzz fuzz-connections bench lock build clean distclean
+.PHONY: help demo test fmt lint types docs cov fuzz fuzz-connections bench lock build clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ lint: $(VENV)/.dev ## Lint, and check the format
 
 types: $(VENV)/.dev ## Check the types
 	$(PY) -m mypy
+
+docs: $(VENV)/.dev ## Rewrite the tables of docs/configuration.md from the schema
+	$(PY) -m tests.support.config_reference
 
 # The core is measured by its own tests alone, so that no test of the runtime covers for one that it lacks.
 cov: $(VENV)/.dev ## Branch coverage: fails below 100 % of a core module by its own test file; reports the rest

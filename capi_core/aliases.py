@@ -2,7 +2,8 @@
 
 An alias is a name that the operator gave to a model of an upstream. A name that is no alias is looked up in the
 upstreams' own model lists, in the order of preference, unless the operator asked for `strict` names. What `resolve`
-accepts and what `listed` shows are the same set: a listing never hides what can be called, nor shows what cannot.
+accepts and what `listed` shows are the same set: a listing never hides what can be called, nor shows what cannot. Only
+another spelling of a listed name (`model_names`) is accepted without being listed: it leads where the listed name does.
 
 Both take the caller's `MayCall`: whether the caller's key admits this name, and this name the key. It is asked about
 the effective name: the alias, also when it took the place of an unknown name.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 from attrs import field, frozen
 
 from capi_core.errors import ProtocolError
+from capi_core.model_names import find_same
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -87,9 +89,6 @@ class UpstreamModels:
     name: str
     models: Mapping[str, bytes] | None = None
 
-    def may_serve(self, model: str) -> bool:
-        return self.models is None or model in self.models
-
 
 @frozen
 class Resolution:
@@ -132,14 +131,17 @@ class Catalog:
         Raises `ModelRefusedError` for a name that leads nowhere, `OutOfScopeError` for one that is not the caller's.
         """
         alias = self.aliases.get(name)
+        if alias is None and not self.strict and self._listing(name) is None:
+            alias = self.aliases.get(find_same(name, self.aliases) or "")
         if alias is not None:
             return self._resolve_alias(alias, may_call)
         if not self.strict:
-            upstream = self._serving(name)
+            model = name if self._listing(name) else self._listed_spelling(name)
+            upstream = self._serving(model)
             if upstream is not None:
-                if not may_call(name, EVERY_KEY):
+                if not may_call(model, EVERY_KEY):
                     raise OutOfScopeError(name)
-                return Resolution(upstream, name, public_name=name, renames=False)
+                return Resolution(upstream, model, public_name=name, renames=name != model)
         default = self.aliases.get(self.default_model) if self.default_model is not None else None
         if default is not None and default.enabled:
             return self._resolve_alias(default, may_call)
@@ -150,7 +152,7 @@ class Catalog:
         for alias in self.aliases.values():
             upstream = self._alias_upstream(alias) if alias.enabled else None
             if upstream is not None and may_call(alias.name, alias.allowed_keys):
-                yield ListedModel(alias.name, upstream, self._record(upstream, alias.upstream_model))
+                yield ListedModel(alias.name, upstream, self.record(upstream, alias.upstream_model))
         if self.strict:
             return
         seen = set(self.aliases)
@@ -185,15 +187,23 @@ class Catalog:
 
     def _serving(self, model: str) -> str | None:
         """The preferred upstream for `model`: one whose list has it before one that has no list."""
-        fallback = None
-        for source in self.upstreams:
-            if source.models is None:
-                fallback = fallback or source.name
-            elif model in source.models:
-                return source.name
-        return fallback
+        blind = (source.name for source in self.upstreams if source.models is None)
+        return self._listing(model) or next(blind, None)
 
-    def _record(self, upstream: str, model: str) -> bytes | None:
+    def _listing(self, model: str) -> str | None:
+        """The preferred upstream among those whose list has `model`."""
+        return next((source.name for source in self.upstreams if model in (source.models or ())), None)
+
+    def _listed_spelling(self, name: str) -> str:
+        """The name under which an upstream lists the model that `name` means; `name` itself when none does."""
+        for source in self.upstreams:
+            found = find_same(name, source.models or ())
+            if found is not None:
+                return found
+        return name
+
+    def record(self, upstream: str, model: str) -> bytes | None:
+        """What that upstream's list says of a model: its raw JSON record, if there is one."""
         for source in self.upstreams:
             if source.name == upstream and source.models is not None:
                 return source.models.get(model)

@@ -20,7 +20,7 @@ from datetime import date, timedelta
 from typing import Final
 
 import msgspec
-from attrs import frozen
+from attrs import Attribute, field, frozen
 
 from capi_core.errors import LocalError
 from capi_core.keys import mask_keys
@@ -30,6 +30,7 @@ __all__ = [
     "MAX_LINE_BYTES",
     "START",
     "Action",
+    "AuditDraft",
     "AuditEntry",
     "Fault",
     "Link",
@@ -56,6 +57,7 @@ _MAX_REASON: Final = 500
 _MAX_STATE: Final = 8 * 1024  # bytes of JSON before or after the change
 _MAX_STATE_TEXT: Final = 1000  # what is shown of one that is longer, or no JSON
 
+_MAX_TS: Final = 253_402_300_799_999  # the last millisecond of the year 9999
 _MS_PER_DAY: Final = 24 * 3600 * 1000
 _HASH: Final = re.compile(r"[0-9a-f]{64}")
 _SEAL: Final = re.compile(rb',"hash":"([0-9a-f]{64})"\}\n')
@@ -83,25 +85,37 @@ class Action(enum.Enum):
     BACKUP_CREATE = "backup.create"
 
 
-@frozen
-class AuditEntry:
-    """One change. `seq` counts from 1 without gaps; `ts` is in ms since the epoch, UTC.
+def _has_a_date(_: object, __: "Attribute[int]", ts: int) -> None:
+    if not 0 <= ts <= _MAX_TS:
+        raise LocalError("an audit row needs a time from 1970 to 9999")
+
+
+@frozen(kw_only=True)
+class AuditDraft:
+    """What one change leaves in the audit file, before it has a number. `ts` is in ms since the epoch, UTC.
 
     `before` and `after` are JSON texts of what was changed. No actor: nobody who holds a key (the command line, the
-    server itself, a refused caller). Everything is cut to its limit when it is written.
+    server itself, a refused caller). Everything is cut to its limit when it is written. Raises `LocalError` when `ts`
+    is not within the years 1970 to 9999, for which there are file names.
     """
 
-    seq: int
-    ts: int
-    actor_key_id: str | None
-    actor_tier: str | None
+    ts: int = field(validator=_has_a_date)
     action: Action
     target: str
+    actor_key_id: str | None = None
+    actor_tier: str | None = None
     before: str | None = None
     after: str | None = None
     ip: str | None = None
     user_agent: str | None = None
     reason: str | None = None
+
+
+@frozen(kw_only=True)
+class AuditEntry(AuditDraft):
+    """One change with its number: `seq` counts from 1 without gaps."""
+
+    seq: int
 
 
 @frozen

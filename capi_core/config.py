@@ -21,6 +21,9 @@ from typing_extensions import override
 from capi_core.aliases import Alias, Catalog, UpstreamModels
 from capi_core.errors import CoreError
 from capi_core.members import JSONObject, MembersError
+from capi_core.protocols.kinds import Protocol
+from capi_core.routing import UpstreamTraits
+from capi_core.target import ReasoningMember
 
 __all__ = [
     "Config",
@@ -59,10 +62,28 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A model server behind the gateway."""
 
-    kind: Literal["openai", "demo"]
-    """`openai`: any server that speaks OpenAI's API. `demo`: the simulated provider that capi brings along."""
+    kind: Literal["openai", "anthropic", "demo"]
+    """`openai`: any server that speaks OpenAI's API. `anthropic`: any that speaks Anthropic's Messages. `demo`: the
+    simulated provider that capi brings along."""
     base_url: str | None = None
-    """`openai` only: the URL up to and including `/v1`."""
+    """Not for `demo`: the URL up to and including `/v1`."""
+    protocols: Annotated[tuple[Protocol, ...], msgspec.Meta(min_length=1)] | None = None
+    """What it speaks, where its model list does not say (`supported_endpoints`). Unset: `["chat"]` for `openai`,
+    `["messages"]` for `anthropic`, all three for `demo`."""
+    strict_fidelity: bool = False
+    """Refuse a request that would lose something when it is translated into another protocol."""
+    count_tokens: bool | None = None
+    """It has POST /messages/count_tokens. Unset: yes for `anthropic` and `demo`, else tokens are counted here."""
+    websocket: bool = False
+    """It speaks Responses over WebSocket, and is asked that way by clients that use one."""
+    reasoning_member: ReasoningMember = ReasoningMember.NONE
+    """Where a Chat upstream takes a model's earlier reasoning back; `none` leaves it out."""
+    max_tokens_member: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    """How a Chat upstream calls the limit on an answer's tokens. Older servers only know `max_tokens`."""
+    image_urls: bool = True
+    """It takes images by URL. Off, a translated request that has one is refused."""
+    betas: tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,100}(?!\n)$")], ...] = ()
+    """`anthropic-beta` values that go with each Messages request, besides the client's own."""
     api_key_env: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?!\n)$")] | None = None
     """The environment variable that holds the upstream's key."""
     api_key_file: str | None = None
@@ -72,13 +93,29 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     models: list[_ModelName] | None = None
     """What the upstream serves, when it has no model list of its own to ask."""
     ask_usage: bool = True
-    """Ask for token usage on streams (`stream_options`). Turn off for servers that refuse the member."""
+    """Ask for token usage on Chat streams (`stream_options`). Turn off for servers that refuse the member."""
     connect_timeout_s: _Seconds = 10.0
     head_timeout_s: _Seconds = 300.0
     """From the request to the first byte of the answer; long, because a non-streaming answer comes whole."""
     idle_timeout_s: _Seconds = 300.0
     """Between two pieces of an answer."""
     total_timeout_s: _Seconds = 3600.0
+
+    @property
+    def traits(self) -> UpstreamTraits:
+        """What routing asks of it."""
+        counts = self.kind != "openai" if self.count_tokens is None else self.count_tokens
+        return UpstreamTraits(
+            protocols=self.protocols or _SPOKEN[self.kind],
+            count_tokens=counts,
+            websocket=self.websocket,
+            strict_fidelity=self.strict_fidelity,
+            ask_usage=self.ask_usage,
+            reasoning_member=self.reasoning_member,
+            max_tokens_member=self.max_tokens_member,
+            image_urls=self.image_urls,
+            betas=self.betas,
+        )
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,6 +246,13 @@ _HOST_AND_PORT: Final = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[
 # Clients take such a host for an address, and each reads the odd forms its own way: `127.1`, `0x7f.1`, `0177.0.0.1`.
 _ENDS_IN_A_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
+_SPOKEN: Final[Mapping[str, tuple[Protocol, ...]]] = {
+    "openai": (Protocol.CHAT,),
+    "anthropic": (Protocol.MESSAGES,),
+    "demo": tuple(Protocol),
+}
+"""What each kind of upstream speaks when its configuration and its model list do not say."""
+
 _RawMembers = dict[str, msgspec.Raw]
 _SECTIONS: Final = {member.name: member.type for member in msgspec.structs.fields(Config)}
 _PLAIN_SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
@@ -288,7 +332,7 @@ def _upstream_rules(path: str, upstream: UpstreamConfig) -> list[ConfigProblem]:
     problems = []
     if upstream.kind == "demo" and upstream.base_url is not None:
         problems.append(ConfigProblem(f"{path}.base_url", "the demo provider has its own address; leave this out"))
-    if upstream.kind == "openai":
+    if upstream.kind != "demo":
         message = _base_url_fault(upstream.base_url, allow_http=upstream.allow_http)
         if message is not None:
             problems.append(ConfigProblem(f"{path}.base_url", message))
@@ -300,7 +344,7 @@ def _upstream_rules(path: str, upstream: UpstreamConfig) -> list[ConfigProblem]:
 def _base_url_fault(url: str | None, *, allow_http: bool) -> str | None:
     """What is wrong with a base URL; `None` when nothing is. A URL decides who gets the upstream's key."""
     if url is None:
-        return "an upstream of kind 'openai' needs its URL, up to and including /v1"
+        return "an upstream of this kind needs its URL, up to and including /v1"
     if not re.fullmatch(r"[!-~]+", url):
         return "a URL has only visible ASCII characters"
     try:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 from attrs import frozen
 
-from capi_core.audit import Action
+from capi_core.audit import Action, AuditDraft
 from capi_core.credentials import ADMIN_REQUIRED, Credential, find_credential
 from capi_core.errors import Problem
 from capi_core.keys import KeyRecord, Tier, effective_rpm, hash_prefix
@@ -21,7 +21,6 @@ from capi_core.limits import Buckets, RetryAfter, problem_rate_limited
 from capi_trio.logs import get_logger
 from capi_trio.storage.database import Mutation
 from capi_trio.storage.errors import StorageError
-from capi_trio.storage.outbox import AuditDraft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from capi_core.audit import Action
 from capi_core.keys import KeyDraft, Tier
-from capi_trio.keyring import CLI
+from capi_trio.keyring import CLI, AdminExists
 from capi_trio.storage.files import create_file, sync_directory
 
 if TYPE_CHECKING:
@@ -41,18 +41,28 @@ async def bootstrap(keyring: Keyring, directory: Path, *, show: Callable[[str], 
     """Makes the first admin key if no admin key is active; returns it if it was made.
 
     `show` prints the key's text to a terminal; without it the key goes to the file. The file is on disk before the key
-    is valid; one that was left by a crash in between opens nothing, and is replaced. Raises `StorageError`, `OSError`.
+    is valid; one that was left by a crash in between opens nothing, and is replaced. Of replicas that share a database
+    and start at the same moment, one makes the key. Raises `StorageError`, `OSError`.
     """
     if keyring.has_active_admin():
         return None
-    if show is not None:
-        issued = await keyring.create(_FIRST_ADMIN, CLI, action=Action.AUTH_BOOTSTRAP)
-        show(issued.text)
-        return issued
     path = directory / ADMIN_KEY_NAME
 
     def deliver(text: str) -> None:
         path.unlink(missing_ok=True)
         write_key_file(path, text)
 
-    return await keyring.create(_FIRST_ADMIN, CLI, action=Action.AUTH_BOOTSTRAP, deliver=deliver)
+    try:
+        issued = await keyring.create(
+            _FIRST_ADMIN,
+            CLI,
+            action=Action.AUTH_BOOTSTRAP,
+            deliver=None if show is not None else deliver,
+            unless_admin=True,
+        )
+    except AdminExists:
+        await keyring.load()
+        return None
+    if show is not None:
+        show(issued.text)
+    return issued

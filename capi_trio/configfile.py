@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from capi_core.config import Config, ConfigError, ConfigProblem, parse
+from capi_trio.storage.files import read_regular
 from capi_trio.upstream import Secret, UpstreamTarget
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from capi_core.config import UpstreamConfig
 
-__all__ = ["CONFIG_NAME", "default_data_dir", "load", "make_data_dir", "upstream_targets"]
+__all__ = ["CONFIG_NAME", "default_data_dir", "load", "upstream_targets"]
 
 CONFIG_NAME = "config.json"
 
@@ -27,11 +27,6 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
     base = environ.get("XDG_DATA_HOME", "")
     root = Path(base) if os.path.isabs(base) else Path.home() / ".local" / "share"
     return root / "capi"
-
-
-def make_data_dir(path: Path) -> None:
-    """Makes the data directory, for its owner only. Raises `OSError`."""
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 def load(path: Path) -> tuple[Config, tuple[ConfigProblem, ...]]:
@@ -64,7 +59,9 @@ def upstream_targets(
             problems += error.problems
             continue
         url = upstream.base_url or demo_urls.get(name, "")
-        targets[name] = UpstreamTarget(name, url.rstrip("/"), key, upstream.connect_timeout_s)
+        targets[name] = UpstreamTarget(
+            name, url.rstrip("/"), key, upstream.connect_timeout_s, anthropic=upstream.kind == "anthropic"
+        )
     if problems:
         raise ConfigError(tuple(problems))
     return targets
@@ -89,9 +86,7 @@ def _read_key(path: str, upstream: UpstreamConfig, environ: Mapping[str, str], b
 
 def _read_key_file(where: str, path: Path) -> str:
     try:
-        with path.open("rb") as file:
-            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            text = file.read(_MAX_KEY_BYTES + 1)
+        mode, text = read_regular(path, _MAX_KEY_BYTES + 1)
     except OSError as error:
         raise _problem(where, f"{path} cannot be read: {error.strerror}") from error
     if mode & 0o077:

@@ -13,7 +13,7 @@ import msgspec
 import trio
 from attrs import evolve, field, frozen
 
-from capi_core.audit import Action
+from capi_core.audit import Action, AuditDraft
 from capi_core.credentials import decide, find_credential
 from capi_core.errors import CoreError, Problem
 from capi_core.keys import (
@@ -33,7 +33,6 @@ from capi_trio.logs import get_logger
 from capi_trio.storage.database import Mutation
 from capi_trio.storage.errors import StorageError
 from capi_trio.storage.keys import KeyRepository
-from capi_trio.storage.outbox import AuditDraft
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,7 +41,7 @@ if TYPE_CHECKING:
 
     from capi_trio.storage.database import Database
 
-__all__ = ["CLI", "Actor", "IssuedKey", "KeyChoiceError", "KeyView", "Keyring"]
+__all__ = ["CLI", "Actor", "AdminExists", "IssuedKey", "KeyChoiceError", "KeyView", "Keyring"]
 
 _RANDOM_BYTES: Final = 32
 _PAGE: Final = 1000
@@ -55,6 +54,10 @@ class KeyChoiceError(CoreError):
     def __init__(self, problems: tuple[FieldProblem, ...]) -> None:
         super().__init__("; ".join(f"{problem.field} {problem.message}" for problem in problems))
         self.problems = problems
+
+
+class AdminExists(CoreError):
+    """A first admin key is not needed: another replica has made one."""
 
 
 @frozen
@@ -194,16 +197,21 @@ class Keyring:
         *,
         action: Action = Action.KEY_CREATE,
         deliver: Callable[[str], None] | None = None,
+        unless_admin: bool = False,
     ) -> IssuedKey:
         """Makes a key. `deliver` gets its text, in a worker thread, before the key becomes valid: if it raises, the
-        key never does. Raises `KeyChoiceError`, `StorageError`.
+        key never does. `unless_admin`: only if there is no active admin key, else `AdminExists`; decided under the
+        database's write lock, so that of several replicas one makes it. Raises `KeyChoiceError`, `StorageError`.
         """
         now_ms = self._now_ms()
         self._check(draft, now_ms)
         issued = self._issue(draft, now_ms)
 
         def change(connection: sa.Connection) -> Mutation[None]:
-            KeyRepository(connection).create(issued.record)
+            keys = KeyRepository(connection)
+            if unless_admin and keys.active_admins(now_ms):
+                raise AdminExists("there is an active admin key already")
+            keys.create(issued.record)
             if deliver is not None:
                 deliver(issued.text)
             return Mutation(None, (_draft(action, issued.record.id, actor, now_ms, after=issued.record),))

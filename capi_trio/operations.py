@@ -6,20 +6,23 @@ process of its own that holds the data directory's lock. Either way there is one
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+import trio
 from attrs import frozen
 from typing_extensions import override
 
-from capi_core.audit import Action
+from capi_core.audit import Action, AuditDraft
+from capi_core.config import ConfigError, parse
 from capi_core.keys import UNCHANGED, Budget, BudgetPeriod, BudgetUnit, KeyDraft, KeyEdit, Tier
+from capi_trio.configstore import Swap
 from capi_trio.keyring import CLI, KeyChoiceError, Keyring, KeyView
 from capi_trio.storage.backup import back_up
 from capi_trio.storage.database import Mutation
-from capi_trio.storage.errors import KeyNotFound, StorageError
-from capi_trio.storage.outbox import AuditDraft
+from capi_trio.storage.errors import CommitUnknown, KeyNotFound, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,17 +40,19 @@ __all__ = [
     "Command",
     "CreateKey",
     "Done",
+    "EditConfig",
     "EditKey",
     "KeyAnswer",
     "KeysAnswer",
     "ListKeys",
-    "NoteConfigEdit",
     "Operations",
     "RecoverAdmin",
     "Refused",
     "RevokeKey",
     "RotateKey",
+    "ServerStatus",
     "ShowKey",
+    "ShowStatus",
 ]
 
 
@@ -114,15 +119,21 @@ class BackUp(msgspec.Struct, tag="backup"):
     path: str
 
 
-class NoteConfigEdit(msgspec.Struct, tag="config.edited"):
-    """A configuration file was replaced by `capi config edit`: the texts before and after, as JSON."""
+class EditConfig(msgspec.Struct, tag="config.edit"):
+    """Replace a configuration file: its absolute path, what it says, and what it is to say."""
 
     path: str
     before: str
     after: str
 
 
-Command = CreateKey | EditKey | RotateKey | RevokeKey | ShowKey | ListKeys | RecoverAdmin | BackUp | NoteConfigEdit
+class ShowStatus(msgspec.Struct, tag="status"):
+    """How the running server is; refused where none runs."""
+
+
+Command = (
+    CreateKey | EditKey | RotateKey | RevokeKey | ShowKey | ListKeys | RecoverAdmin | BackUp | EditConfig | ShowStatus
+)
 
 
 class KeyAnswer(msgspec.Struct, tag="key"):
@@ -140,6 +151,19 @@ class KeysAnswer(msgspec.Struct, tag="keys"):
     keys: list[KeyView]
 
 
+class ServerStatus(msgspec.Struct, tag="server", frozen=True):
+    """A running server. `started_with`: the configuration it started with, as JSON.
+
+    `config_problem` says why a changed file is not used; `None` when it is, or when no file is watched.
+    """
+
+    pid: int
+    auth_mode: str
+    config_file: str | None
+    config_problem: str | None
+    started_with: str
+
+
 class Done(msgspec.Struct, tag="done"):
     pass
 
@@ -150,7 +174,7 @@ class Refused(msgspec.Struct, tag="refused"):
     message: str
 
 
-Answer = KeyAnswer | KeysAnswer | Done | Refused
+Answer = KeyAnswer | KeysAnswer | ServerStatus | Done | Refused
 
 _RECOVERED: Final = KeyDraft(label="recovered admin", tier=Tier.ADMIN)
 
@@ -164,6 +188,8 @@ class Operations:
     writer: AuditWriter
     lock: DirectoryLock
     now_ms: Callable[[], int]
+    status: Callable[[], ServerStatus] | None = None
+    """Of the server; `None` in a command's own process."""
 
     async def run(self, command: Command) -> Answer:
         """Never raises for what an operator can get wrong: that is `Refused`."""
@@ -171,7 +197,7 @@ class Operations:
             return await self._run(command)
         except KeyNotFound as error:
             return Refused(f"{error}, or more than one; capi keys list shows their ids")
-        except (KeyChoiceError, StorageError) as error:
+        except (ConfigError, KeyChoiceError, StorageError) as error:
             return Refused(str(error))
 
     async def _run(self, command: Command) -> Answer:
@@ -197,9 +223,10 @@ class Operations:
             case BackUp(path):
                 await self._back_up(Path(path))
                 return Done()
-            case NoteConfigEdit(path, before, after):
-                await self._note(Action.CONFIG_EDIT, path, before, after)
-                return Done()
+            case EditConfig(path, before, after):
+                return await self._edit_config(Path(path), before, after)
+            case ShowStatus():
+                return Refused("no server runs here") if self.status is None else self.status()
 
     def _id(self, wanted: str) -> str:
         found = self.keyring.find(wanted)
@@ -212,16 +239,48 @@ class Operations:
         return KeyAnswer(KeyView.of(found))
 
     async def _back_up(self, path: Path) -> None:
-        await self._note(Action.BACKUP_CREATE, str(path), None, None)
-        await back_up(self.database, self.writer, self.lock, path, now_ms=self.now_ms())
-
-    async def _note(self, action: Action, target: str, before: str | None, after: str | None) -> None:
-        draft = AuditDraft(ts=self.now_ms(), action=action, target=target, before=before, after=after)
+        """The row is only true once the backup is there; and a backup without a row does not stay."""
+        await self.database.check()
+        manifest = await back_up(self.database, self.writer, self.lock, path, now_ms=self.now_ms())
+        after = msgspec.json.encode(manifest).decode()
+        draft = AuditDraft(ts=self.now_ms(), action=Action.BACKUP_CREATE, target=str(path), after=after)
 
         def change(_: sa.Connection) -> Mutation[None]:
             return Mutation(None, (draft,))
 
-        await self.database.mutate(change)
+        try:
+            await self.database.mutate(change)
+        except CommitUnknown:
+            raise
+        except BaseException:
+            await _at_all_events(partial(path.unlink, missing_ok=True))
+            raise
+
+    async def _edit_config(self, path: Path, before: str, after: str) -> Done | Refused:
+        """The file changes as the last step before the row is committed, and changes back if the row is not."""
+        draft = AuditDraft(ts=self.now_ms(), action=Action.CONFIG_EDIT, target=str(path), before=before, after=after)
+        parse(after.encode())
+        await self.database.check()
+        try:
+            swap = await trio.to_thread.run_sync(Swap.stage, path, before.encode(), after.encode())
+
+            def change(_: sa.Connection) -> Mutation[None]:
+                swap.make()
+                return Mutation(None, (draft,), swap.undo)
+
+            try:
+                await self.database.mutate(change)
+            finally:
+                await _at_all_events(swap.discard)
+        except OSError as error:
+            return Refused(f"{path} cannot be written: {error.strerror}")
+        return Done()
+
+
+async def _at_all_events(work: Callable[[], object]) -> None:
+    """Runs `work` in a thread, also when the caller is being cancelled."""
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(work)
 
 
 def _draft_of(command: CreateKey) -> KeyDraft:

@@ -13,13 +13,14 @@ import signal
 import threading
 import time
 from contextlib import AsyncExitStack, ExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
 from attrs import define, frozen
 
-from capi_core.audit import Action
+from capi_core.audit import Action, AuditDraft
 from capi_core.config import ConfigError, ConfigProblem, LimitsConfig
 from capi_core.framing import FramingLimits
 from capi_trio.access import Door, OpenDoor, RejectLog
@@ -28,17 +29,17 @@ from capi_trio.bootstrap import ADMIN_KEY_NAME, bootstrap, key_file_waits
 from capi_trio.catalog import CatalogKeeper
 from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import upstream_targets
+from capi_trio.configstore import restart_members, sweep
 from capi_trio.control import serve_control
 from capi_trio.demo.app import DemoProvider, IdCounter
 from capi_trio.keyring import Keyring
 from capi_trio.logs import get_logger
-from capi_trio.operations import Operations
+from capi_trio.operations import Operations, ServerStatus
 from capi_trio.server import Server, listen
 from capi_trio.storage.audit_writer import open_audit_writer
 from capi_trio.storage.database import Mutation, open_database
 from capi_trio.storage.errors import StorageError
 from capi_trio.storage.lock import DirectoryLock
-from capi_trio.storage.outbox import AuditDraft
 from capi_trio.upstream import UpstreamClient
 
 if TYPE_CHECKING:
@@ -113,17 +114,19 @@ class _State:
 
 async def serve(
     config: Config, options: Options, on_ready: Callable[[Running], None], *, store: ConfigStore | None = None
-) -> bool:
+) -> int:
     """Runs a gateway until a signal ends it. `on_ready` is called once it answers; `store` is watched for changes.
 
-    Returns whether every request could end by itself. Raises `BindError`, `ConfigError` and `StorageError` before
-    anything is served.
+    Returns how many connections had to be cut, because they were busy beyond the grace period. Raises `BindError`,
+    `ConfigError` and `StorageError` before anything is served.
     """
     async with AsyncExitStack() as stack:
         armed = stack.enter_context(ExitStack())  # left last: until then the hard stop stays armed
         lock = stack.enter_context(DirectoryLock.take(options.data_dir))
         database = await stack.enter_async_context(open_database(lock, options.database))
         writer = await stack.enter_async_context(open_audit_writer(database, lock))
+        if store is not None:
+            await trio.to_thread.run_sync(sweep, store.path)
         service = _Service(config, options, database, writer, lock)
         await service.keyring.load()
         stall = config.limits.write_stall_s
@@ -145,6 +148,8 @@ class _Service:
         self._lock = lock
         self._log = get_logger("service")
         self._demos: dict[str, str] = {}
+        self._started = config
+        self._cut = 0
         self.keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=self._default_rpm)
 
     def _default_rpm(self) -> int:
@@ -157,7 +162,7 @@ class _Service:
         store: ConfigStore | None,
         on_ready: Callable[[Running], None],
         armed: ExitStack,
-    ) -> bool:
+    ) -> int:
         config, options = self._state.config, self._options
         async with trio.open_nursery() as background:
             await self._use_upstreams(config, client, background)
@@ -172,7 +177,9 @@ class _Service:
             await background.start(
                 serve_control,
                 options.data_dir,
-                Operations(self.keyring, self._database, self._writer, self._lock, now_ms),
+                Operations(
+                    self.keyring, self._database, self._writer, self._lock, now_ms, partial(self._status, door, store)
+                ),
             )
             if options.database is not None:
                 background.start_soon(self.keyring.follow)
@@ -183,9 +190,9 @@ class _Service:
                 options.host, port, door.mode, self._demos, lambda: keeper.catalog, secure=options.tls is not None
             )
             background.start_soon(_announce, keeper, running, on_ready)
-            drained = await server.serve(listener)
+            await server.serve(listener)
             background.cancel_scope.cancel()
-        return drained
+        return self._cut
 
     def _gateway(self, client: UpstreamClient, keeper: CatalogKeeper, door: Door | OpenDoor) -> Server:
         options, limits = self._options, self._state.config.limits
@@ -212,7 +219,12 @@ class _Service:
             new_request_id=options.new_request_id,
             max_body_bytes=limits.max_body_bytes,
         )
-        server = _server(gateway, limits, options.new_request_id, on_stop=gateway.stop, tls=options.tls)
+
+        def stop() -> None:
+            self._cut = server.connections
+            gateway.stop()
+
+        server = _server(gateway, limits, options.new_request_id, on_stop=stop, tls=options.tls)
         return server
 
     # -- keys ---------------------------------------------------------------------------------------------------
@@ -238,7 +250,8 @@ class _Service:
     async def _audit_start(self) -> None:
         options = self._options
         action = Action.SERVER_START if options.auth else Action.SERVER_START_NO_AUTH
-        await self._audit(action, f"{options.host}:{options.port}")
+        # With the configuration: whoever changed it while nothing ran, no configuration is in force without a row.
+        await self._audit(action, f"{options.host}:{options.port}", after=_shown(self._started))
 
     async def _audit(self, action: Action, target: str, *, before: str | None = None, after: str | None = None) -> None:
         draft = AuditDraft(ts=now_ms(), action=action, target=target, before=before, after=after)
@@ -247,6 +260,16 @@ class _Service:
             return Mutation(None, (draft,))
 
         await self._database.mutate(change)
+
+    def _status(self, door: Door | OpenDoor, store: ConfigStore | None) -> ServerStatus:
+        problem = None if store is None else store.problem
+        return ServerStatus(
+            pid=os.getpid(),
+            auth_mode=door.mode,
+            config_file=None if store is None else str(store.path.resolve()),
+            config_problem=None if problem is None else str(problem),
+            started_with=_shown(self._started),
+        )
 
     async def _prune(self) -> None:
         """Removes audit files that are past their time, now and then every hour."""
@@ -275,6 +298,9 @@ class _Service:
                 raise ConfigError((ConfigProblem("$", f"the change cannot be audited: {error}"),)) from error
             await self._use_upstreams(loaded.config, client, background)
             self._state.config = loaded.config
+            waiting = restart_members(self._started, loaded.config)
+            if waiting:
+                self._log.warning("config_waits_for_restart", members=list(waiting))
             keeper.set_config(loaded.config)
 
         return reload

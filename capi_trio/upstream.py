@@ -53,12 +53,16 @@ class Secret:
 
 @frozen
 class UpstreamTarget:
-    """Where an upstream is, and what opens it. `base_url` has no trailing slash."""
+    """Where an upstream is, and what opens it. `base_url` has no trailing slash.
+
+    `anthropic`: its key goes as `x-api-key`, and it wants to be told a version with every request.
+    """
 
     name: str
     base_url: str
     api_key: Secret | None = None
     connect_timeout_s: float = 10.0
+    anthropic: bool = False
 
 
 class UpstreamFailedError(Exception):
@@ -158,8 +162,8 @@ class UpstreamClient:
         with _failures_mapped(), trio.move_on_after(_LIST_TIMEOUT_S) as waiting:
             async with self._client.stream(
                 "GET",
-                target.base_url + "/models",
-                headers=[(b"accept", b"application/json"), *_credential(target)],
+                target.base_url + ("/models?limit=1000" if target.anthropic else "/models"),
+                headers=[(b"accept", b"application/json"), *_credential(target), *_version(target)],
             ) as response:
                 if response.status_code != 200:
                     raise UpstreamFailedError(Failure.BROKEN, f"status {response.status_code}")
@@ -180,7 +184,12 @@ def version_headers() -> dict[str, str]:
 def _credential(target: UpstreamTarget) -> Headers:
     if target.api_key is None:
         return ()
-    return ((b"authorization", b"Bearer " + target.api_key.reveal().encode()),)
+    key = target.api_key.reveal().encode()
+    return ((b"x-api-key", key),) if target.anthropic else ((b"authorization", b"Bearer " + key),)
+
+
+def _version(target: UpstreamTarget) -> Headers:
+    return ((b"anthropic-version", b"2023-06-01"),) if target.anthropic else ()
 
 
 # The first class that matches decides: the special ones stand before those they derive from.

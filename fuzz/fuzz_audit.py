@@ -47,7 +47,18 @@ def chain(data: bytes) -> Iterator[bytes]:
     previous = GENESIS
     for seq, raw in enumerate(data.split(b"\n")[:MAX_ENTRIES], 1):
         text = raw.decode("utf-8", "surrogateescape")
-        entry = AuditEntry(seq, seq, text, None, Action.AUTH_REJECT, text, text, text, text, text, text)
+        entry = AuditEntry(
+            seq=seq,
+            ts=seq,
+            actor_key_id=text,
+            action=Action.AUTH_REJECT,
+            target=text,
+            before=text,
+            after=text,
+            ip=text,
+            user_agent=text,
+            reason=text,
+        )
         line = encode_line(entry, previous)
         previous = line_hash(line)
         yield line

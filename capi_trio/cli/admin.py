@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from capi_trio.cli.keys import key_file_option, reveal, reveal_target
-from capi_trio.cli.operate import operate
+from capi_trio.cli.keys import key_file_option, make_key, reveal_target
 from capi_trio.cli.options import data_dir_option, database_option, json_option
 from capi_trio.operations import RecoverAdmin
 
@@ -30,4 +29,4 @@ def admin_commands() -> None:
 def recover(key_file: Path | None, data_dir: Path, database: str | None, as_json: bool) -> None:
     """Make another admin key. Whoever can read the data directory may; it is audited."""
     target = reveal_target(key_file, as_json=as_json)
-    reveal(operate(data_dir, RecoverAdmin(), database=database), target, as_json=as_json)
+    make_key(data_dir, RecoverAdmin(), target, database=database, as_json=as_json)

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from capi_trio.cli.operate import operate
-from capi_trio.cli.options import data_dir_option, database_option, fail
+from capi_trio.cli.options import data_dir_option, database_option, fail, prepare_data_dir
 from capi_trio.operations import BackUp
 from capi_trio.storage.backup import restore
 from capi_trio.storage.errors import StorageError
@@ -31,6 +31,7 @@ def backup_command(file: Path, data_dir: Path, database: str | None) -> None:
 @data_dir_option
 def restore_command(file: Path, data_dir: Path) -> None:
     """Unpack a backup into an empty data directory."""
+    prepare_data_dir(data_dir)
     try:
         with DirectoryLock.take(data_dir) as lock:
             manifest = restore(file, lock)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from capi_core.config import ConfigError, json_schema, parse
-from capi_trio.cli.operate import operate
+from capi_core.config import Config, ConfigError, json_schema, parse
+from capi_trio.cli.operate import operate, server_status
 from capi_trio.cli.options import (
     config_option,
     config_path,
@@ -17,11 +17,13 @@ from capi_trio.cli.options import (
     database_option,
     fail,
     load_config,
+    prepare_data_dir,
     refuse_config,
+    warn,
 )
-from capi_trio.configfile import make_data_dir, upstream_targets
-from capi_trio.configstore import seed, write
-from capi_trio.operations import NoteConfigEdit
+from capi_trio.configfile import upstream_targets
+from capi_trio.configstore import restart_members, seed
+from capi_trio.operations import EditConfig
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -48,6 +50,7 @@ def check(data_dir: Path, config_file: Path | None) -> None:
         upstream_targets(loaded, os.environ, base_dir=path.parent, demo_urls={})
     except ConfigError as error:
         refuse_config(path, error)
+    _tell_of_the_server(data_dir, path, loaded)
     click.echo(f"{path} is fine: {len(loaded.upstreams)} upstreams, {len(loaded.models)} aliases")
 
 
@@ -71,12 +74,14 @@ def edit(data_dir: Path, config_file: Path | None, database: str | None) -> None
     gateway takes it within a second.
     """
     path = config_path(data_dir, config_file)
+    prepare_data_dir(data_dir)
     try:
-        make_data_dir(data_dir)
         seed(path)
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
     except OSError as error:
         fail(f"{path} cannot be read: {error.strerror}")
+    except UnicodeDecodeError:
+        fail(f"{path} is not UTF-8 text")
     after = click.edit(before, extension=".json", require_save=True)
     if after is None or after == before:
         click.echo("nothing was changed")
@@ -85,12 +90,18 @@ def edit(data_dir: Path, config_file: Path | None, database: str | None) -> None
         parse(after.encode())
     except ConfigError as error:
         refuse_config(path, error)
-    operate(data_dir, NoteConfigEdit(str(path), before, after), database=database)
-    try:
-        write(path, after.encode())
-    except OSError as error:
-        fail(f"{path} cannot be written: {error.strerror}; nothing was changed")
+    operate(data_dir, EditConfig(str(path.absolute()), before, after), database=database)
     click.echo(f"{path} was changed")
+    _tell_of_the_server(data_dir, path, load_config(path))
+
+
+def _tell_of_the_server(data_dir: Path, path: Path, loaded: Config) -> None:
+    """Warns when this file says what the running server will only do after its next start."""
+    status = server_status(data_dir)
+    if status is None or status.config_file != str(path.resolve()):
+        return
+    for member in restart_members(msgspec.json.decode(status.started_with, type=Config), loaded):
+        warn(f"{path}: {member} waits for a restart of the running server (process {status.pid})")
 
 
 @config_commands.command()

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from capi_trio.keyring import KeyView
     from capi_trio.operations import Answer, Command
 
-__all__ = ["keys_commands", "reveal", "reveal_target"]
+__all__ = ["key_file_option", "keys_commands", "make_key", "reveal_target"]
 
 _UNITS_MS: Final = {"s": 1_000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
 _DURATION: Final = re.compile(r"([0-9]{1,6})([smhd])")
@@ -98,7 +98,7 @@ def create(
         budget=None if budget is None else _budget(budget),
         expires_at=None if expires_in is None else now_ms() + _duration_ms(expires_in),
     )
-    reveal(operate(data_dir, command, database=database), target, as_json=as_json)
+    make_key(data_dir, command, target, database=database, as_json=as_json)
 
 
 @keys_commands.command("list")
@@ -152,19 +152,22 @@ def edit(
     as_json: bool,
 ) -> None:
     """Change a key. Its tier never changes."""
+    _refuse_both(("--owner", owner, no_owner), ("--budget", budget, no_budget), ("--expires-in", expires_in, no_expiry))
     command = EditKey(key=key)
     if label is not None:
         command.label = label
     if models:
         command.allowed_models = tuple(models)
     if owner is not None or no_owner:
-        command.owner = None if no_owner else owner
+        command.owner = owner
     if rpm is not None:
         command.rate_limit_override = rpm
     if budget is not None or no_budget:
-        command.budget = None if budget is None or no_budget else _budget(budget)
+        command.budget = None if budget is None else _budget(budget)
     if expires_in is not None or no_expiry:
-        command.expires_at = None if expires_in is None or no_expiry else now_ms() + _duration_ms(expires_in)
+        command.expires_at = None if expires_in is None else now_ms() + _duration_ms(expires_in)
+    if command == EditKey(key=key):
+        refuse("nothing was asked to be changed; capi keys edit --help shows what can be")
     _print_key(operate(data_dir, command, database=database), as_json=as_json)
 
 
@@ -178,8 +181,7 @@ def edit(
 def rotate(key: str, grace: str, key_file: Path | None, data_dir: Path, database: str | None, as_json: bool) -> None:
     """Make a new key in the place of KEY, and show its text once."""
     target = reveal_target(key_file, as_json=as_json)
-    answer = operate(data_dir, RotateKey(key, _duration_ms(grace)), database=database)
-    reveal(answer, target, as_json=as_json)
+    make_key(data_dir, RotateKey(key, _duration_ms(grace)), target, database=database, as_json=as_json)
 
 
 @keys_commands.command()
@@ -194,20 +196,31 @@ def revoke(key: str, reason: str | None, data_dir: Path, database: str | None, a
     _print_key(operate(data_dir, command, database=database), as_json=as_json)
 
 
+def _refuse_both(*choices: tuple[str, str | None, bool]) -> None:
+    for option, value, taken_away in choices:
+        if value is not None and taken_away:
+            away = "--no-expiry" if option == "--expires-in" else option.replace("--", "--no-")
+            refuse(f"{option} and {away} contradict each other")
+
+
 def reveal_target(key_file: Path | None, *, as_json: bool) -> Path | None:
     """Where a key's text may go, checked before the key is made: the named file, or `None` for the terminal."""
     if key_file is not None:
         if os.path.lexists(key_file):
             refuse(f"{key_file} is there already; a key is only written to a new file")
-        if not key_file.absolute().parent.is_dir():
-            refuse(f"there is no directory {key_file.absolute().parent}")
+        directory = key_file.absolute().parent
+        if not directory.is_dir():
+            refuse(f"there is no directory {directory}")
+        if not os.access(directory, os.W_OK | os.X_OK):
+            refuse(f"no file can be made in {directory}")
     elif as_json or not sys.stdout.isatty():
         refuse("a key's text is only shown on a terminal; name a new file for it with --key-file")
     return key_file
 
 
-def reveal(answer: Answer, target: Path | None, *, as_json: bool) -> None:
-    """Shows a new key's text, the only time that anybody can."""
+def make_key(data_dir: Path, command: Command, target: Path | None, *, database: str | None, as_json: bool) -> None:
+    """Has a key made and shows its text, the only time that anybody can. One that nobody could read is revoked."""
+    answer = operate(data_dir, command, database=database)
     if not isinstance(answer, KeyAnswer) or answer.text is None:
         raise AssertionError("only a command that makes a key is answered here")
     if target is None:
@@ -216,7 +229,10 @@ def reveal(answer: Answer, target: Path | None, *, as_json: bool) -> None:
     try:
         write_key_file(target, answer.text)
     except OSError as error:
-        fail(f"the key {answer.key.id} was made, but {target} cannot be written: {error.strerror}; revoke it")
+        if not isinstance(error, FileExistsError):  # what is half written; never somebody else's file
+            target.unlink(missing_ok=True)
+        operate(data_dir, RevokeKey(answer.key.id, "its text could not be written down"), database=database)
+        fail(f"{target} cannot be written: {error.strerror}. The new key {answer.key.id} was revoked again")
     _print_key(answer, as_json=as_json)
     if not as_json:
         click.echo(f"its text is in {target}")

@@ -16,6 +16,7 @@ from capi_trio.cli.options import (
     config_option,
     config_path,
     data_dir_option,
+    fail,
     json_option,
     load_config,
     refuse,
@@ -63,6 +64,8 @@ def models_command(data_dir: Path, config_file: Path | None, as_json: bool) -> N
         writer.close()
     rows = _rows(catalog)
     click.echo(msgspec.json.encode(rows).decode() if as_json else _table(rows))
+    if catalog.upstreams and all(upstream.models is None for upstream in catalog.upstreams):
+        fail("no upstream gave its list of models; the log above says why")
 
 
 async def _ask(config: Config, targets: Mapping[str, UpstreamTarget]) -> Catalog:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 import trio
 
 from capi_core.config import Config, ConfigError
-from capi_trio.cli.options import config_path, fail, refuse
+from capi_trio.cli.options import config_path, fail, prepare_data_dir, refuse
 from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import load
 from capi_trio.control import ask
 from capi_trio.keyring import Keyring
-from capi_trio.operations import Command, Operations, Refused
+from capi_trio.operations import Command, Operations, Refused, ServerStatus, ShowStatus
 from capi_trio.storage.audit_writer import open_audit_writer
 from capi_trio.storage.database import open_database
 from capi_trio.storage.errors import DirectoryLocked, StorageError
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from capi_trio.operations import Answer
 
-__all__ = ["operate"]
+__all__ = ["operate", "server_status"]
 
 _LOCK_S = 2.0
 
@@ -40,7 +40,17 @@ def operate(data_dir: Path, command: Command, *, database: str | None = None) ->
     return answer
 
 
+def server_status(data_dir: Path) -> ServerStatus | None:
+    """How the server is that runs on this directory; `None` when none does, or none that can say."""
+    try:
+        answer = ask(data_dir, ShowStatus())
+    except OSError:
+        return None
+    return answer if isinstance(answer, ServerStatus) else None
+
+
 def _operate_here(data_dir: Path, command: Command, database: str | None) -> Answer:
+    prepare_data_dir(data_dir)
     try:
         with DirectoryLock.take(data_dir, timeout_s=_LOCK_S) as lock:
             return trio.run(_run, lock, command, database, _default_rpm(data_dir))

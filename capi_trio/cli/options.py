@@ -10,6 +10,8 @@ import click
 
 from capi_core.config import ConfigError
 from capi_trio.configfile import CONFIG_NAME, default_data_dir, load
+from capi_trio.storage.errors import UnsafePath
+from capi_trio.storage.files import prepare_directory
 
 if TYPE_CHECKING:
     from capi_core.config import Config
@@ -22,7 +24,10 @@ __all__ = [
     "fail",
     "json_option",
     "load_config",
+    "prepare_data_dir",
     "refuse",
+    "refuse_config",
+    "warn",
 ]
 
 _FAILED: Final = 1
@@ -52,6 +57,21 @@ def config_path(data_dir: Path, config_file: Path | None) -> Path:
     return config_file if config_file is not None else data_dir / CONFIG_NAME
 
 
+def prepare_data_dir(data_dir: Path) -> None:
+    """Makes the data directory, or judges the one that is there; ends the process when it must not be used."""
+    try:
+        warning = prepare_directory(data_dir)
+    except UnsafePath as error:
+        refuse(f"{error}; --data-dir names another directory")
+    if warning is not None:
+        warn(warning)
+
+
+def warn(message: str) -> None:
+    """Tells the operator on standard error, whatever the command prints."""
+    click.echo(f"warning: {message}", err=True)
+
+
 def load_config(path: Path) -> Config:
     """Reads the configuration; tells its warnings, and ends the process with what is wrong with it."""
     try:
@@ -59,7 +79,7 @@ def load_config(path: Path) -> Config:
     except ConfigError as error:
         refuse_config(path, error)
     for warning in warnings:
-        click.echo(f"warning: {path}: {warning}", err=True)
+        warn(f"{path}: {warning}")
     return loaded
 
 

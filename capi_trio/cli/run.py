@@ -23,11 +23,13 @@ from capi_trio.cli.options import (
     database_option,
     fail,
     json_option,
+    prepare_data_dir,
     refuse,
     refuse_config,
+    warn,
 )
 from capi_trio.clock import now_ms
-from capi_trio.configfile import default_data_dir, make_data_dir
+from capi_trio.configfile import default_data_dir
 from capi_trio.configstore import ConfigStore, seed
 from capi_trio.connection import split_cancelled
 from capi_trio.ids import new_request_id
@@ -124,7 +126,7 @@ def demo_command(host: str, port: int, data_dir: Path, no_auth: bool, as_json: b
     """Run the gateway in front of a simulated provider: no account, no cost."""
     if not is_loopback_host(host):
         refuse(f"the demo only listens on loopback addresses, not on {host}")
-    _make_data_dir(data_dir)
+    prepare_data_dir(data_dir)
     keys = _DemoKeys()
     options = Options(
         host=_address(host),
@@ -205,16 +207,9 @@ def _tls(cert: Path | None, key: Path | None) -> ssl.SSLContext | None:
         refuse(str(error))
 
 
-def _make_data_dir(data_dir: Path) -> None:
-    try:
-        make_data_dir(data_dir)
-    except OSError as error:
-        fail(f"cannot make the data directory {data_dir}: {error.strerror}; choose another with --data-dir")
-
-
 def _seeded(data_dir: Path, config_file: Path | None) -> Path:
     """The configuration's path; a first file is made in a data directory that has none."""
-    _make_data_dir(data_dir)
+    prepare_data_dir(data_dir)
     path = config_path(data_dir, config_file)
     try:
         if config_file is None and seed(path):
@@ -230,9 +225,9 @@ def _store(path: Path) -> ConfigStore:
     except ConfigError as error:
         refuse_config(path, error)
     for warning in store.current.warnings:
-        click.echo(f"warning: {path}: {warning}", err=True)
+        warn(f"{path}: {warning}")
     if not store.current.config.upstreams:
-        click.echo(f"warning: {path} names no upstream yet; add one, the file is watched", err=True)
+        warn(f"{path} names no upstream yet; add one, the file is watched")
     return store
 
 
@@ -248,7 +243,7 @@ def _run(
     writer = logs.configure(verbose=verbose)
     gc.freeze()  # what start-up made stays for good: the collector need not look at it again
     try:
-        trio.run(partial(serve, config, options, on_ready, store=store))
+        cut = trio.run(partial(serve, config, options, on_ready, store=store))
     except BaseException as error:
         rest, failed = split_cancelled(error)
         if isinstance(failed, ConfigError):
@@ -261,6 +256,10 @@ def _run(
             raise
         logs.get_logger("server").critical("failed", **logs.describe(failed))
         fail("stopped by a fault of its own; the log says where")
+    else:
+        logs.get_logger("server").info("stopped", cut=cut)
+        if cut:
+            raise click.exceptions.Exit(1)
     finally:
         writer.close()
 

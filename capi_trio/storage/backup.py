@@ -27,6 +27,7 @@ from typing import BinaryIO, Final
 
 import msgspec
 import sqlalchemy as sa
+import trio
 
 from capi_core.audit import day_of
 from capi_trio.configfile import CONFIG_NAME
@@ -73,9 +74,22 @@ async def back_up(
     Audit rows that are in no file yet are in the database's copy. Once begun it is not cancelled. Raises `BackupError`
     (nothing is left at `destination`) and `DatabaseError`.
     """
+    made = False
+
+    def write(extents: Sequence[Extent], source: sa.Connection) -> Manifest:
+        nonlocal made
+        manifest = _write_all(database.stream, lock.directory, extents, destination, now_ms, source)
+        made = True
+        return manifest
+
     async with writer.at_rest() as extents:
-        work = partial(_write_all, database.stream, lock.directory, extents, destination, now_ms)
-        return await database.read(work)
+        try:
+            return await database.read(partial(write, extents))
+        except BaseException:
+            if made:  # and the database failed in what was left to do
+                with trio.CancelScope(shield=True):
+                    await trio.to_thread.run_sync(partial(destination.unlink, missing_ok=True))
+            raise
 
 
 def restore(archive: Path, lock: DirectoryLock) -> Manifest:

@@ -17,14 +17,13 @@ import trio
 from attrs import Attribute, field, frozen
 from sqlalchemy import exc
 
-from capi_core.audit import Link
+from capi_core.audit import AuditDraft, Link
 from capi_core.errors import LocalError
 from capi_trio.logs import get_logger
 from capi_trio.storage import outbox, postgres, sqlite
 from capi_trio.storage.errors import CommitUnknown, translated
 from capi_trio.storage.files import instance_id
 from capi_trio.storage.lock import DirectoryLock
-from capi_trio.storage.outbox import AuditDraft
 
 __all__ = ["LOCAL_STREAM", "AuditSink", "Database", "Mutation", "open_database"]
 
@@ -44,10 +43,15 @@ def _at_least_one(_: object, __: Attribute[tuple[AuditDraft, ...]], drafts: tupl
 
 @frozen
 class Mutation(Generic[T]):
-    """What a change answers, and the audit rows that it leaves: at least one. Raises `LocalError` without."""
+    """What a change answers, and the audit rows that it leaves: at least one. Raises `LocalError` without.
+
+    `undo` takes back what the change did outside of the database; called in the worker thread when the transaction is
+    not committed after all.
+    """
 
     result: T
     audit: tuple[AuditDraft, ...] = field(validator=_at_least_one)
+    undo: Callable[[], None] | None = None
 
 
 class AuditSink(Protocol):
@@ -98,6 +102,10 @@ class Database:
             self._sink.notify()
         return result
 
+    async def check(self) -> None:
+        """Raises what `mutate` would before it begins: for what else has to be done first. `AuditUnavailable`."""
+        await trio.to_thread.run_sync(self._check, limiter=self._writing)
+
     async def clear_audit(self, written: Link) -> None:
         """For the audit writer: the rows up to the line `written` are in a file for good. Raises `DatabaseError`."""
         await self._maintain(lambda connection: outbox.clear(connection, self.stream, written))
@@ -119,16 +127,29 @@ class Database:
             return query(connection)
 
     def _mutate(self, change: Callable[[sa.Connection], Mutation[T]]) -> T:
-        if self._sink is None:
-            raise LocalError("no change is made without an audit writer")
-        self._sink.check()
+        self._check()
+        undo: Callable[[], None] | None = None
 
         def audited(connection: sa.Connection) -> T:
+            nonlocal undo
             mutation = change(connection)
+            undo = mutation.undo
             outbox.put(connection, self.stream, mutation.audit)
             return mutation.result
 
-        return self._write(audited)
+        try:
+            return self._write(audited)
+        except CommitUnknown:  # to undo what may have been committed would be as wrong
+            raise
+        except BaseException:
+            if undo is not None:
+                undo()
+            raise
+
+    def _check(self) -> None:
+        if self._sink is None:
+            raise LocalError("no change is made without an audit writer")
+        self._sink.check()
 
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
         with translated(self.where), self._writer.connect() as connection:

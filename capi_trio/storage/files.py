@@ -6,7 +6,10 @@ opened or by `lstat`. Nobody but the owner can write into a directory of mode 07
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
+import re
 import secrets
 import stat
 from pathlib import Path
@@ -21,6 +24,7 @@ __all__ = [
     "instance_id",
     "open_private",
     "prepare_directory",
+    "read_regular",
     "sync_directory",
 ]
 
@@ -28,28 +32,40 @@ FILE_MODE: Final = 0o600
 
 _DIRECTORY_MODE: Final = 0o700
 _INSTANCE_NAME: Final = "instance-id"
+_OURS: Final = re.compile(
+    r"capi\.(db|lock)|config\.json|control\.sock|admin\.key\.txt|instance-id|audit-[0-9-]{10}\.jsonl"
+    r"|\.config\.json\.[0-9]+\.[0-9a-f]{8}\.tmp"
+)
+"""Names of which one in a directory tells that it is capi's."""
+_DEMO_LOCK: Final = Path("demo", "capi.lock")  # `capi demo` has its own directory, by default within this one
+_NOBODYS: Final = "lost+found"  # what a fresh file system has in its root
 _OTHERS: Final = 0o077
 _OTHERS_WRITE: Final = 0o022
 
 
-def prepare_directory(path: Path) -> None:
-    """Makes `path` a directory of mode 0700 that belongs to this user, or refuses it.
+def prepare_directory(path: Path) -> str | None:
+    """Makes `path` a directory of mode 0700 that belongs to this user, or refuses it; returns a warning if one is due.
 
-    A directory that others may read is closed to them. One that others may write is refused: what lies in it may be
-    theirs. Raises `UnsafePath`.
+    One that is there must be empty or hold something of capi's: nothing else is ever closed to its other users. One
+    that others may read is closed to them, and the warning says so. One that others may write is refused: what lies in
+    it may be theirs. Raises `UnsafePath`; then nothing was changed.
     """
     try:
-        path.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
+        _make_directory(path)
         found = path.lstat()
         if stat.S_ISLNK(found.st_mode):
             raise UnsafePath(f"{path} is a symbolic link. Name the directory itself: {path.resolve()}")
         _check_owner(path, found)
+        _check_ours(path)
         if found.st_mode & _OTHERS_WRITE:
             raise UnsafePath(f"others can write into {path}. Look for what is not yours, then run: chmod 700 {path}")
-        if stat.S_IMODE(found.st_mode) != _DIRECTORY_MODE:
-            path.chmod(_DIRECTORY_MODE)
+        mode = stat.S_IMODE(found.st_mode)
+        if mode == _DIRECTORY_MODE:
+            return None
+        path.chmod(_DIRECTORY_MODE)
     except OSError as error:
         raise UnsafePath(f"{path} cannot be used as the data directory: {error.strerror}") from error
+    return f"{path} was open to others (mode {mode:04o}); it is closed to them now (0700)"
 
 
 def check_file(path: Path) -> os.stat_result | None:
@@ -74,13 +90,21 @@ def check_file(path: Path) -> os.stat_result | None:
 
 
 def create_file(path: Path, content: bytes = b"") -> None:
-    """Makes a new file of mode 0600, whatever the umask, and syncs it. Raises `OSError`; never replaces a file."""
+    """Makes a new file of mode 0600, whatever the umask, and syncs it. Never replaces a file.
+
+    Raises `OSError`; then there is no file, or the one that was there.
+    """
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), FILE_MODE)
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), FILE_MODE)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        raise
 
 
 def open_private(path: Path, flags: int) -> int:
@@ -95,6 +119,18 @@ def open_private(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def read_regular(path: Path, limit: int) -> tuple[int, bytes]:
+    """Mode and at most `limit` bytes of a file of the operator's, which may be a link. Raises `OSError`.
+
+    A pipe or a device in its place is refused at once, where opening or reading one could last for ever.
+    """
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY), "rb") as file:
+        mode = os.fstat(file.fileno()).st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        return stat.S_IMODE(mode), file.read(limit)
 
 
 def sync_directory(path: Path) -> None:
@@ -122,6 +158,26 @@ def instance_id(directory: Path) -> str:
     if len(name) != 16 or not set(name) <= set("0123456789abcdef"):
         raise UnsafePath(f"{path} does not hold the 16 hex digits that it was made with. Restore it from a backup")
     return name
+
+
+def _make_directory(path: Path) -> None:
+    """With the parents that are missing, each for its owner only, as the XDG base directory specification asks."""
+    try:
+        path.mkdir(mode=_DIRECTORY_MODE)
+    except FileNotFoundError:
+        _make_directory(path.parent)
+        path.mkdir(mode=_DIRECTORY_MODE, exist_ok=True)
+    except FileExistsError:
+        pass
+
+
+def _check_ours(path: Path) -> None:
+    names = [name for name in os.listdir(path) if name != _NOBODYS]
+    if names and not any(_OURS.fullmatch(name) for name in names) and not (path / _DEMO_LOCK).exists():
+        raise UnsafePath(
+            f"{path} is not a data directory of capi: it holds {min(names)!r}, and nothing of capi's. "
+            "Name a new or an empty directory"
+        )
 
 
 def _check_regular(path: Path, found: os.stat_result) -> None:

@@ -10,42 +10,15 @@ from collections.abc import Sequence
 from typing import Final
 
 import sqlalchemy as sa
-from attrs import Attribute, field, frozen
+from attrs import frozen
 
-from capi_core.audit import START, Action, AuditEntry, Link
-from capi_core.errors import LocalError
+from capi_core.audit import START, Action, AuditDraft, AuditEntry, Link
 from capi_core.keys import mask_keys
 from capi_trio.storage.tables import audit_head, audit_outbox
 
-__all__ = ["AuditDraft", "Head", "clear", "head", "pending", "put", "renumber"]
+__all__ = ["Head", "clear", "head", "pending", "put", "renumber"]
 
-_MAX_TS: Final = 253_402_300_799_999  # the last millisecond of the year 9999: later ones have no file name
 _MAX_TEXT: Final = 8192  # characters; a line of an audit file shows fewer
-
-
-def _has_a_date(_: object, __: Attribute[int], ts: int) -> None:
-    if not 0 <= ts <= _MAX_TS:
-        raise LocalError("an audit row needs a time from 1970 to 9999")
-
-
-@frozen(kw_only=True)
-class AuditDraft:
-    """What one change leaves in the audit file. `ts`: ms since the epoch; `before` and `after`: JSON text.
-
-    The number is given when it is stored. Of keys it names ids and `capi_core.keys.hash_prefix`; what looks like a
-    key is masked all the same. Raises `LocalError` when `ts` is not within the years 1970 to 9999.
-    """
-
-    ts: int = field(validator=_has_a_date)
-    action: Action
-    target: str
-    actor_key_id: str | None = None
-    actor_tier: str | None = None
-    before: str | None = None
-    after: str | None = None
-    ip: str | None = None
-    user_agent: str | None = None
-    reason: str | None = None
 
 
 @frozen

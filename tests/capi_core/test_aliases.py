@@ -34,6 +34,45 @@ def refusal(catalog: Catalog, name: str) -> ModelRefusedError:
     return caught.value
 
 
+# --- other spellings ---
+
+
+def test_another_spelling_leads_to_the_listed_model_and_is_what_the_client_sees() -> None:
+    catalog = Catalog(upstreams=(UpstreamModels("seat", {"claude-sonnet-4.5": b'{"id":1}'}), BLIND))
+    found = catalog.resolve("claude-sonnet-4-5-20250929")
+    assert found == Resolution("seat", "claude-sonnet-4.5", "claude-sonnet-4-5-20250929", renames=True)
+    assert catalog.record("seat", "claude-sonnet-4.5") == b'{"id":1}'
+    assert catalog.record("seat", "other") is None
+    assert catalog.record("nobody", "claude-sonnet-4.5") is None
+
+
+def test_another_spelling_of_an_alias_passes_the_aliass_own_fence() -> None:
+    fenced = Alias("claude-sonnet-4.5", "gpt-a", allowed_keys=("k1",))
+    catalog = Catalog(aliases(fenced), (UpstreamModels("seat", {"claude-sonnet-4-5-20250929": b"{}"}),))
+    with pytest.raises(ModelRefusedError):
+        catalog.resolve("claude-sonnet-4-5", lambda name, allowed: allowed == ("*",))
+    listed_exactly = catalog.resolve("claude-sonnet-4-5-20250929", lambda name, allowed: allowed == ("*",))
+    assert listed_exactly.upstream == "seat"  # its own listed name is no alias
+
+
+def test_the_scope_is_asked_about_the_listed_spelling() -> None:
+    catalog = Catalog(upstreams=(UpstreamModels("seat", {"claude-sonnet-4.5": b"{}"}),))
+    asked: list[str] = []
+
+    def only_others(name: str, allowed: Collection[str]) -> bool:
+        asked.append(name)
+        return False
+
+    with pytest.raises(OutOfScopeError):
+        catalog.resolve("claude-sonnet-4-5", only_others)
+    assert asked == ["claude-sonnet-4.5"]
+
+
+def test_strict_names_have_one_spelling() -> None:
+    catalog = Catalog(aliases(Alias("claude-sonnet-4.5", "gpt-a")), (OPENAI,), strict=True)
+    assert refusal(catalog, "claude-sonnet-4-5").code == "unknown_model"
+
+
 # --- resolve ---
 
 
@@ -89,9 +128,7 @@ def test_an_upstream_without_a_list_is_asked_for_what_no_other_lists() -> None:
 
 
 def test_an_empty_list_serves_nothing_and_no_list_may_serve_all() -> None:
-    assert not EMPTY.may_serve("gpt-a")
-    assert BLIND.may_serve("gpt-a")
-    assert OPENAI.may_serve("gpt-a")
+    assert Catalog(upstreams=(EMPTY, BLIND)).resolve("gpt-a").upstream == "blind"
     assert refusal(Catalog(upstreams=(EMPTY,)), "gpt-a").code == "model_not_found"
 
 

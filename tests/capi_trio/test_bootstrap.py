@@ -13,7 +13,7 @@ from capi_core.keys import KeyDraft, Tier, is_well_formed
 from capi_trio.bootstrap import ADMIN_KEY_NAME, bootstrap, key_file_waits, write_key_file
 from capi_trio.keyring import CLI
 from capi_trio.storage.errors import AuditUnavailable
-from tests.capi_trio.helpers import FullDisk, Ring, audit_lines, open_ring
+from tests.capi_trio.helpers import FullDisk, Ring, audit_lines, keyring_of, open_ring
 from tests.capi_trio.storage.helpers import NOW, file_contents
 
 
@@ -144,6 +144,24 @@ async def test_any_active_admin_key_is_enough(tmp_path: Path) -> None:
     async with open_ring(tmp_path / "data") as ring:
         await ring.keyring.create(KeyDraft(label="somebody", tier=Tier.ADMIN, expires_at=NOW + 5), CLI)
         assert await bootstrap(ring.keyring, ring.store.directory, show=None) is None
+
+
+async def test_of_two_replicas_that_start_at_once_one_makes_the_key(tmp_path: Path) -> None:
+    """Each has looked, and seen none, before the other made its own."""
+    shown: list[str] = []
+    async with open_ring(tmp_path / "data") as ring:
+        rings = [keyring_of(ring.store, ring.clock, seed=seed) for seed in (1, 2, 3)]
+        for other in rings:
+            await other.load()
+        made = [await bootstrap(rings[0], ring.store.directory, show=None)]
+        made += [await bootstrap(other, ring.store.directory, show=shown.append) for other in rings[1:]]
+        assert [issued is not None for issued in made] == [True, False, False]
+        assert shown == []
+        assert made[0] is not None
+        assert admin_file(ring).read_text() == made[0].text + "\n", "the other has not replaced it"
+        for other in rings:
+            assert other.all() == [made[0].record]
+        assert [line.action for line in await audit_lines(ring.store)] == ["auth.bootstrap"]
 
 
 def test_a_key_is_only_written_to_a_new_file(tmp_path: Path) -> None:

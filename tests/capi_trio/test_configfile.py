@@ -1,7 +1,6 @@
 """The configuration file, and the keys that it only names."""
 
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -9,7 +8,7 @@ from typing import Final
 import pytest
 
 from capi_core.config import Config, ConfigError, UpstreamConfig
-from capi_trio.configfile import default_data_dir, load, make_data_dir, upstream_targets
+from capi_trio.configfile import default_data_dir, load, upstream_targets
 
 KEY: Final = "sk-upstream-key"
 URL: Final = "https://up.test/v1"
@@ -55,23 +54,6 @@ def test_data_lives_in_the_users_home(environ: Mapping[str, str]) -> None:
 
 def test_data_lives_where_xdg_says() -> None:
     assert default_data_dir({"XDG_DATA_HOME": "/srv/data"}) == Path("/srv/data/capi")
-
-
-def test_the_data_directory_is_its_owners_only(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "capi"
-    before = os.umask(0)
-    try:
-        make_data_dir(path)
-        make_data_dir(path)  # again, to no effect
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o700
-
-
-def test_a_file_in_the_data_directorys_place_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "capi").write_text("")
-    with pytest.raises(OSError, match="capi"):
-        make_data_dir(tmp_path / "capi")
 
 
 # -- the file ------------------------------------------------------------------------------------------------------
@@ -214,3 +196,23 @@ def test_every_missing_key_is_told_at_once(tmp_path: Path) -> None:
         "$.upstreams.c.api_key_env",
     ]
     assert KEY not in str(raised.value)
+
+
+@pytest.mark.parametrize("plant", ["fifo", "directory", "link to a fifo"])
+def test_what_is_no_regular_file_is_refused_at_once_and_never_waited_for(tmp_path: Path, plant: str) -> None:
+    path = tmp_path / "key.txt"
+    if plant == "directory":
+        path.mkdir(0o700)
+    else:
+        os.mkfifo(tmp_path / "fifo" if "link" in plant else path, 0o600)
+    if "link" in plant:
+        path.symlink_to(tmp_path / "fifo")
+    where, message = refusal(with_file(), {}, tmp_path)
+    assert where == "$.upstreams.up.api_key_file"
+    assert f"{path} cannot be read" in message
+
+
+def test_a_key_file_may_be_a_link_as_orchestrators_mount_it(tmp_path: Path) -> None:
+    key_file(tmp_path).rename(tmp_path / "mounted")
+    (tmp_path / "key.txt").symlink_to("mounted")
+    assert key_of(with_file(), {}, tmp_path) == KEY

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from capi_core.config import ConfigError, ConfigProblem, parse
-from capi_trio.configstore import ConfigStore, Loaded, read, seed, write
+from capi_trio.configstore import ConfigStore, Loaded, Swap, read, restart_members, seed, sweep, write
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,8 +95,12 @@ def test_reading_names_what_is_wrong(path: Path) -> None:
         read(path.parent)
     fifo = path.with_name("device")
     fifo.symlink_to("/dev/null")
-    with pytest.raises(ConfigError, match="not a configuration file"):
+    with pytest.raises(ConfigError, match="not a regular file"):
         read(fifo)
+    with path.open("r+b") as file:
+        file.truncate(17 * 1024 * 1024)
+    with pytest.raises(ConfigError, match="not a configuration file"):
+        read(path)
 
 
 @pytest.mark.parametrize("how", ["in place", "rename", "symlink swap"])
@@ -164,3 +168,148 @@ async def test_a_touched_file_is_not_applied_again(path: Path) -> None:
         await until(lambda: store.problem is not None)
         assert store.current.text == OTHER
         nursery.cancel_scope.cancel()
+
+
+# -- a change that can be taken back ------------------------------------------------------------------------------
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.parent.iterdir())
+
+
+def test_a_swap_is_made_as_a_whole_and_leaves_nothing(path: Path) -> None:
+    swap = Swap.stage(path, GOOD, OTHER)
+    assert path.read_bytes() == GOOD
+    assert {(path.parent / name).stat().st_mode & 0o777 for name in names(path)} == {0o600}
+    swap.make()
+    assert path.read_bytes() == OTHER
+    swap.discard()
+    assert names(path) == ["config.json"]
+
+
+def test_a_swap_can_be_taken_back(path: Path) -> None:
+    swap = Swap.stage(path, GOOD, OTHER)
+    swap.make()
+    swap.undo()
+    swap.discard()
+    assert (path.read_bytes(), names(path)) == (GOOD, ["config.json"])
+
+
+def test_a_swap_goes_through_a_link_to_what_it_leads_to(path: Path) -> None:
+    link = path.with_name("link.json")
+    link.symlink_to(path.name)
+    swap = Swap.stage(link, GOOD, OTHER)
+    swap.make()
+    swap.discard()
+    assert link.is_symlink()
+    assert path.read_bytes() == OTHER
+
+
+def test_a_swap_of_a_text_that_is_no_longer_there_is_not_made(path: Path) -> None:
+    swap = Swap.stage(path, GOOD, OTHER)
+    path.write_bytes(BAD)
+    with pytest.raises(ConfigError, match="somebody else has changed it meanwhile"):
+        swap.make()
+    swap.discard()
+    assert (path.read_bytes(), names(path)) == (BAD, ["config.json"])
+
+
+def test_a_swap_that_cannot_be_synced_is_taken_back(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    swap = Swap.stage(path, GOOD, OTHER)
+    outcomes = iter([OSError(28, "No space left on device"), None])
+
+    def sync(_: Path) -> None:
+        outcome = next(outcomes)
+        if outcome is not None:
+            raise outcome
+
+    monkeypatch.setattr("capi_trio.configstore.sync_directory", sync)
+    with pytest.raises(OSError, match="No space"):
+        swap.make()
+    swap.discard()
+    assert (path.read_bytes(), names(path)) == (GOOD, ["config.json"])
+
+
+def test_a_swap_that_cannot_be_staged_leaves_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Path] = []
+
+    def create(file: Path, content: bytes) -> None:
+        if made:
+            raise OSError(28, "No space left on device")
+        made.append(file)
+        file.write_bytes(content)
+
+    monkeypatch.setattr("capi_trio.configstore.create_file", create)
+    with pytest.raises(OSError, match="No space"):
+        Swap.stage(path, GOOD, OTHER)
+    assert names(path) == ["config.json"]
+
+
+# -- what killed writers leave ------------------------------------------------------------------------------------
+
+
+def plant(path: Path, name: str, mode: int = 0o600) -> Path:
+    left = path.with_name(name)
+    left.write_bytes(OTHER)
+    left.chmod(mode)
+    return left
+
+
+def dead_pid() -> int:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
+    return pid
+
+
+def test_what_a_killed_writer_left_is_removed_at_the_next_start(path: Path) -> None:
+    plant(path, f".config.json.{dead_pid()}.0123abcd.tmp")
+    plant(path, f".config.json.{os.getpid()}.0123abcd.tmp")  # of a process before this one, with the same number
+    plant(path, f".config.json.{2**40 % 10**10}.0123abcd.tmp")  # no process can have that
+    sweep(path)
+    assert names(path) == ["config.json"]
+
+
+def test_only_what_is_certainly_left_by_a_killed_writer_is_removed(path: Path) -> None:
+    dead = dead_pid()
+    keep = [
+        plant(path, f".config.json.{os.getppid()}.0123abcd.tmp"),  # somebody is just writing it
+        plant(path, ".config.json.1.0123abcd.tmp"),
+        plant(path, f".config.json.{dead}.0123abcd.tmp", 0o644),
+        plant(path, f".config.json.{dead}.0123abc.tmp"),
+        plant(path, f".other.json.{dead}.0123abcd.tmp"),
+        plant(path, f"config.json.{dead}.0123abcd.tmp"),
+    ]
+    link = path.with_name(f".config.json.{dead}.aaaaaaaa.tmp")
+    link.symlink_to(path)
+    folder = path.with_name(f".config.json.{dead}.bbbbbbbb.tmp")
+    folder.mkdir(0o700)
+    sweep(path)
+    assert names(path) == sorted(["config.json", link.name, folder.name, *(left.name for left in keep)])
+
+
+def test_a_folder_that_cannot_be_listed_is_left_alone(tmp_path: Path) -> None:
+    sweep(tmp_path / "nowhere" / "config.json")
+
+
+# -- what waits for a restart -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("now", "waiting"),
+    [
+        (b"{}", ()),
+        (b'{"strict": true, "limits": {"requests_per_minute": 7}, "upstreams": {"a": {"kind": "demo"}}}', ()),
+        (b'{"features": {"auth": false}}', ("features.auth",)),
+        (b'{"limits": {"max_body_bytes": 2048, "grace_s": 1}}', ("limits.max_body_bytes", "limits.grace_s")),
+    ],
+)
+def test_members_that_wait_for_a_restart_are_named(now: bytes, waiting: tuple[str, ...]) -> None:
+    assert restart_members(parse(b"{}")[0], parse(now)[0]) == waiting
+
+
+def test_a_pipe_in_the_files_place_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(ConfigError, match="cannot be read: it is not a regular file"):
+        read(tmp_path / "config.json")

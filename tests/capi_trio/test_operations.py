@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 import pytest
+import sqlalchemy as sa
 from attrs import evolve
+from sqlalchemy import event
+from sqlalchemy.exc import IntegrityError
 
 from capi_core.credentials import INVALID_API_KEY
 from capi_core.keys import Budget, BudgetPeriod, BudgetUnit, KeyDraft, KeyRecord, Tier, hash_prefix
@@ -19,17 +26,20 @@ from capi_trio.operations import (
     Command,
     CreateKey,
     Done,
+    EditConfig,
     EditKey,
     KeyAnswer,
     KeysAnswer,
     ListKeys,
-    NoteConfigEdit,
     RecoverAdmin,
     Refused,
     RevokeKey,
     RotateKey,
+    ServerStatus,
     ShowKey,
+    ShowStatus,
 )
+from capi_trio.storage.tables import keys
 from tests.capi_trio.helpers import FullDisk, Ring, audit_lines, open_ring, stored
 from tests.capi_trio.storage.helpers import NOW
 
@@ -234,7 +244,7 @@ async def test_no_key_is_changed_by_a_name_that_two_have(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     "command",
     [CreateKey(label="b"), EditKey(key="a", label="b"), RotateKey("a", 0), RevokeKey("a"), RecoverAdmin(),
-     BackUp("/nowhere/x"), NoteConfigEdit("p", "{}", "{}")],
+     BackUp("/nowhere/x"), EditConfig("/dev/null/p", "{}", "{}")],
     ids=lambda command: type(command).__name__,
 )  # fmt: skip
 async def test_nothing_is_changed_that_cannot_be_audited(tmp_path: Path, command: Command) -> None:
@@ -247,6 +257,29 @@ async def test_nothing_is_changed_that_cannot_be_audited(tmp_path: Path, command
 
 
 # -- the rest -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def failing_commits() -> Iterator[None]:
+    """A database that fails at the worst moment: when all is done but the commit, which a deferred constraint stops."""
+
+    def add_an_orphan(connection: sa.Connection, _: object, statement: str, *__: object) -> None:
+        if statement.startswith("INSERT INTO audit_outbox"):
+            orphan = {
+                "id": "o",
+                "hash": "0" * 64,
+                "tier": "client",
+                "label": "o",
+                "allowed_models": "[]",
+                "created_at": 0,
+            }
+            connection.execute(keys.insert().values(**orphan, rotated_from="nobody"))
+
+    event.listen(sa.Engine, "after_cursor_execute", add_an_orphan)
+    try:
+        yield
+    finally:
+        event.remove(sa.Engine, "after_cursor_execute", add_an_orphan)
 
 
 async def test_a_backup_holds_the_database_and_the_audit_log(tmp_path: Path) -> None:
@@ -273,17 +306,93 @@ async def test_a_backup_does_not_replace_a_file(tmp_path: Path) -> None:
     assert path.read_text() == "content"
 
 
-async def test_an_edit_of_the_configuration_is_audited_with_both_texts(tmp_path: Path) -> None:
+async def test_a_backup_that_was_not_made_is_not_audited(tmp_path: Path) -> None:
     async with open_ring(tmp_path / "data") as ring:
-        assert await run(ring, NoteConfigEdit("/d/config.json", '{"a":1}', '{"a":2}')) == Done()
+        assert "was not written" in await refusal(ring, BackUp(str(tmp_path / "nowhere" / "copy.tar")))
+
+
+async def test_a_backup_that_cannot_be_audited_does_not_stay(tmp_path: Path) -> None:
+    path = tmp_path / "copy.tar"
+    async with open_ring(tmp_path / "data") as ring:
+        await ring.store.audit.drain()
+        with failing_commits(), pytest.raises(IntegrityError, match="FOREIGN KEY"):
+            await run(ring, BackUp(str(path)))
+        assert await audit_lines(ring.store) == []
+    assert os.listdir(tmp_path) == ["data"]
+
+
+# -- the configuration --------------------------------------------------------------------------------------------
+
+
+def text_of(config: Path) -> str:
+    """What it says. It is private, and nothing lies beside it that was not there."""
+    assert stat.S_IMODE(config.stat().st_mode) == 0o600
+    assert sorted(os.listdir(config.parent)) == ["config.json", "data"]
+    return config.read_text()
+
+
+OLD, NEW = '{"strict":false}', '{"strict":true}'
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.json"
+    path.write_text(OLD)
+    path.chmod(0o600)
+    return path
+
+
+async def test_an_edit_of_the_configuration_is_made_and_audited_with_both_texts(tmp_path: Path, config: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        assert await run(ring, EditConfig(str(config), OLD, NEW)) == Done()
+        assert text_of(config) == NEW
         [line] = await audit_lines(ring.store)
         assert (line.action, line.target, line.before, line.after, line.ts) == (
             "config.edit",
-            "/d/config.json",
-            {"a": 1},
-            {"a": 2},
+            str(config),
+            {"strict": False},
+            {"strict": True},
             NOW,
         )
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "why"),
+    [
+        (OLD + " ", NEW, "somebody else has changed it meanwhile"),
+        (OLD, '{"strict":7}', "$.strict"),
+        (OLD, "{", "$"),
+    ],
+)
+async def test_an_edit_that_must_not_be_changes_nothing_and_leaves_no_row(
+    tmp_path: Path, config: Path, before: str, after: str, why: str
+) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        assert why in await refusal(ring, EditConfig(str(config), before, after))
+    assert text_of(config) == OLD
+
+
+async def test_an_edit_that_cannot_be_written_leaves_no_row(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        answer = await refusal(ring, EditConfig(str(tmp_path / "nowhere" / "config.json"), OLD, NEW))
+        assert "cannot be written: No such file or directory" in answer
+
+
+async def test_an_edit_whose_row_is_not_committed_is_taken_back(tmp_path: Path, config: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        with failing_commits(), pytest.raises(IntegrityError, match="FOREIGN KEY"):
+            await run(ring, EditConfig(str(config), OLD, NEW))
+        assert await audit_lines(ring.store) == []
+        assert text_of(config) == OLD
+        assert await run(ring, EditConfig(str(config), OLD, NEW)) == Done()
+    assert text_of(config) == NEW
+
+
+async def test_the_state_of_a_server_is_only_told_by_one(tmp_path: Path) -> None:
+    status = ServerStatus(1, "on", None, None, "{}")
+    async with open_ring(tmp_path / "data") as ring:
+        assert "no server runs here" in await refusal(ring, ShowStatus())
+        assert await evolve(ring.operations, status=lambda: status).run(ShowStatus()) == status
 
 
 def test_a_command_that_is_not_known_is_not_understood() -> None:

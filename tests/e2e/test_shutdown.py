@@ -85,6 +85,7 @@ async def test_running_streams_finish_and_nothing_new_is_taken(start: Start) -> 
         assert all(response.body.endswith(b"data: [DONE]\n\n") for response in streams.responses)
         assert await exit_code(capi, 1) == 0
         assert len(capi.events("exchange", outcome="ok")) == STREAMS
+        assert [line["cut"] for line in capi.events("stopped")] == [0]
 
 
 async def test_streams_longer_than_the_grace_are_told_why_they_end(start: Start) -> None:
@@ -95,11 +96,12 @@ async def test_streams_longer_than_the_grace_are_told_why_they_end(start: Start)
             await streams.wait_begun()
             began = time.monotonic()
             capi.terminate()
-        assert await exit_code(capi, 3) == 0
+        assert await exit_code(capi, 3) == 1
         assert time.monotonic() - began < 0.5 + 3
         assert all(response.complete for response in streams.responses)
         assert {error_event(response.body).code for response in streams.responses} == {"shutting_down"}
         assert len(capi.events("exchange", outcome="shutdown")) == STREAMS
+        assert [line["cut"] for line in capi.events("stopped")] == [STREAMS]
 
 
 async def test_an_answer_that_comes_whole_is_waited_for_or_refused_with_a_status(start: Start) -> None:
@@ -113,7 +115,8 @@ async def test_an_answer_that_comes_whole_is_waited_for_or_refused_with_a_status
             response = await client.response()
         assert (response.status, response.error.code) == (503, "shutting_down")
         assert response.header(b"retry-after") is not None
-        assert await exit_code(capi, 3) == 0
+        assert await exit_code(capi, 3) == 1
+        assert [line["cut"] for line in capi.events("stopped")] == [1]
 
 
 @pytest.mark.parametrize("first", [signal.SIGTERM, signal.SIGINT])

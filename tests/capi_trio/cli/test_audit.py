@@ -23,7 +23,7 @@ def written(directory: Path, days: int = 2, lines_a_day: int = 3) -> list[Path]:
         path = directory / file_name(NOW + day * DAY)
         for _ in range(lines_a_day):
             seq += 1
-            entry = AuditEntry(seq, NOW + day * DAY, None, None, Action.KEY_CREATE, f"key_{seq}")
+            entry = AuditEntry(seq=seq, ts=NOW + day * DAY, action=Action.KEY_CREATE, target=f"key_{seq}")
             line = encode_line(entry, previous)
             previous = line_hash(line)
             with path.open("ab") as file:
@@ -98,7 +98,7 @@ def altered(lines: Lines) -> Lines:
 
 def forged(lines: Lines) -> Lines:
     """With a hash that fits the line, but the next line does not know it."""
-    entry = AuditEntry(2, NOW, None, None, Action.KEY_CREATE, "key_9")
+    entry = AuditEntry(seq=2, ts=NOW, action=Action.KEY_CREATE, target="key_9")
     return [lines[0], encode_line(entry, line_hash(lines[0])), *lines[2:]]
 
 

@@ -38,8 +38,9 @@ def test_what_was_backed_up_comes_back_whole(capi: Capi, elsewhere: Capi, tmp_pa
     assert restored == f"restored 3 files into {elsewhere.directory}\n"
     assert stat.S_IMODE(elsewhere.directory.stat().st_mode) == 0o700
     assert elsewhere.all_keys() == capi.all_keys()
-    assert elsewhere.audited() == capi.audited() == ["key.create", "key.create", "key.revoke", "backup.create"]
-    assert elsewhere.output("audit", "verify").endswith("verified up to number 4\n")
+    assert elsewhere.audited() == ["key.create", "key.create", "key.revoke"]
+    assert capi.audited() == [*elsewhere.audited(), "backup.create"], "a backup is only audited once it is there"
+    assert elsewhere.output("audit", "verify").endswith("verified up to number 3\n")
     assert (elsewhere.directory / "config.json").read_text() == '{"version": 1}'
 
 
@@ -60,8 +61,8 @@ def test_life_goes_on_after_a_restore(capi: Capi, elsewhere: Capi, tmp_path: Pat
     capi.output("backup", str(tmp_path / "capi.tar"))
     elsewhere.output("restore", str(tmp_path / "capi.tar"))
     elsewhere.new_key("keys", "create", "b")
-    assert elsewhere.audited() == ["key.create", "backup.create", "key.create"]
-    assert elsewhere.output("audit", "verify").endswith("verified up to number 3\n")
+    assert elsewhere.audited() == ["key.create", "key.create"]
+    assert elsewhere.output("audit", "verify").endswith("verified up to number 2\n")
 
 
 def test_a_path_is_relative_to_where_the_command_runs(

@@ -18,6 +18,7 @@ class _Facts(msgspec.Struct, forbid_unknown_fields=True):
     data_dir: str
     config_file: str
     config: str
+    server: str
 
 
 def facts(data_dir: Path) -> _Facts:
@@ -45,6 +46,7 @@ def test_it_tells_what_runs_and_how_the_configuration_is(tmp_path: Path, text: s
     assert told.config.startswith(state)
     assert (told.data_dir, told.config_file) == (str(tmp_path), f"{tmp_path}/config.json")
     assert {"trio", "hypercorn", "h11", "httpx"} <= told.libraries.keys()
+    assert told.server == "none runs on this data directory"
     assert told.python.partition(" ")[2]
 
 

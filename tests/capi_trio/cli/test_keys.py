@@ -127,17 +127,38 @@ def test_a_real_terminal_is_one(capi: Capi) -> None:
     assert [key.hash_prefix for key in capi.all_keys()] == [key_hash(text)[:8]]
 
 
-def test_a_key_whose_text_is_lost_is_named_so_that_it_can_be_revoked(
-    capi: Capi, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", MAKING.values(), ids=MAKING)
+@pytest.mark.parametrize("taken", [False, True])
+def test_a_key_whose_text_cannot_be_written_down_after_all_is_revoked(
+    capi: Capi, command: list[str], taken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(path: Path, _: str) -> None:
+        path.write_text("half a key, or somebody else's")
+        raise FileExistsError(17, "File exists") if taken else OSError(28, "No space left on device")
 
+    capi.new_key("keys", "create", "a")
     monkeypatch.setattr(module, "write_key_file", full)
     path = capi.directory.parent / "key.txt"
-    message = capi.refused("keys", "create", "a", "--key-file", str(path), code=1)
-    [key] = capi.all_keys()
-    assert message == f"the key {key.id} was made, but {path} cannot be written: No space left on device; revoke it"
+    message = capi.refused(*command, "--key-file", str(path), code=1)
+    [key] = [key for key in capi.all_keys() if key.revoked_at is not None]
+    why = "File exists" if taken else "No space left on device"
+    assert message == f"{path} cannot be written: {why}. The new key {key.id} was revoked again"
+    assert path.exists() is taken, "somebody else's file stays, half a key does not"
+    assert capi.audited()[-1] == "key.revoke"
+
+
+@pytest.mark.parametrize("command", MAKING.values(), ids=MAKING)
+def test_a_directory_in_which_no_file_can_be_made_is_found_out_before_the_key_is(
+    capi: Capi, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    capi.new_key("keys", "create", "a")
+    before = capi.all_keys(), capi.audited()
+    folder = capi.directory.parent / "folder"
+    folder.mkdir()
+    # Root may write anywhere, so the system's answer is given in its place.
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != folder or mode != os.W_OK | os.X_OK)
+    assert f"no file can be made in {folder}" in capi.refused(*command, "--key-file", str(folder / "key.txt"))
+    assert (capi.all_keys(), capi.audited()) == before
 
 
 # -- what the options mean ----------------------------------------------------------------------------------------
@@ -261,6 +282,28 @@ def test_an_edit_can_take_things_away(capi: Capi) -> None:
     assert (key.label, key.allowed_models) == ("a", ["*"])
 
 
+def test_an_edit_that_asks_for_nothing_is_refused(capi: Capi) -> None:
+    capi.new_key("keys", "create", "a")
+    before = capi.all_keys(), capi.audited()
+    assert "nothing was asked to be changed" in capi.refused("keys", "edit", "a")
+    assert (capi.all_keys(), capi.audited()) == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--owner", "x", "--no-owner"],
+        ["--budget", "1 tokens/day", "--no-budget"],
+        ["--expires-in", "1d", "--no-expiry"],
+    ],
+)
+def test_an_edit_that_gives_and_takes_away_is_refused(capi: Capi, options: list[str]) -> None:
+    capi.new_key("keys", "create", "a")
+    before = capi.all_keys(), capi.audited()
+    assert f"{options[0]} and {options[2]} contradict each other" in capi.refused("keys", "edit", "a", *options)
+    assert (capi.all_keys(), capi.audited()) == before
+
+
 def test_a_rotation_gives_the_old_key_an_hour_or_what_is_said(capi: Capi) -> None:
     for options, grace in (([], H), (["--grace", "7d"], 7 * D), (["--grace", "0s"], 0)):
         old, old_text = capi.new_key("keys", "create", "a")
@@ -286,7 +329,9 @@ def test_a_revocation_is_for_good_and_keeps_its_reason(capi: Capi) -> None:
 def test_a_key_that_is_not_there_is_refused(capi: Capi, command: str) -> None:
     capi.new_key("keys", "create", "a")
     capi.new_key("keys", "create", "a")
-    options = ["--key-file", str(capi.directory.parent / "key.txt")] if command == "rotate" else []
+    options = {"rotate": ["--key-file", str(capi.directory.parent / "key.txt")], "edit": ["--label", "b"]}.get(
+        command, []
+    )
     for name in ("nobody", "a"):
         message = capi.refused("keys", command, name, *options)
         assert message == f"there is no key {name!r}, or more than one; capi keys list shows their ids"

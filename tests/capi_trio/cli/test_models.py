@@ -70,10 +70,17 @@ def test_a_strict_gateway_has_its_aliases_only(run: Run) -> None:
 def test_an_upstream_that_cannot_be_asked_is_told(run: Run) -> None:
     """Its aliases can still be called."""
     result = run(CONFIG, reply=httpx.ConnectError("x"))
+    assert result.exit_code == 1, "there is no other"
     assert "fast   up: m-1  (alias)" in result.stdout
     assert "m-2" not in result.stdout
     assert "model_list_unavailable" in result.stderr
     assert "unreachable: ConnectError" in result.stderr
+
+
+def test_one_upstream_that_answers_is_enough(run: Run) -> None:
+    listed = {**UP, "models": ["m-9"]}
+    result = run({"upstreams": {"up": UP, "listed": listed}}, reply=httpx.ConnectError("x"))
+    assert (result.exit_code, "m-9" in result.stdout) == (0, True)
 
 
 def test_nothing_to_call_is_told_with_a_way_out(run: Run) -> None:

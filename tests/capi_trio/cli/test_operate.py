@@ -117,12 +117,12 @@ def test_a_damaged_database_ends_with_exit_code_1(tmp_path: Path, capsys: pytest
     assert "capi.db: is damaged" in ended(capsys, tmp_path / "data", ListKeys(), code=1)
 
 
-def test_a_directory_that_others_can_write_to_ends_with_exit_code_1(
+def test_a_directory_that_others_can_write_to_is_refused_with_exit_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data").chmod(0o777)
-    assert "others can write into" in ended(capsys, tmp_path / "data", ListKeys(), code=1)
+    assert "others can write into" in ended(capsys, tmp_path / "data", ListKeys(), code=2)
 
 
 def test_an_address_that_is_none_ends_with_exit_code_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

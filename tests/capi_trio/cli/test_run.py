@@ -34,6 +34,7 @@ class Serving:
 
     def __init__(self, failure: BaseException | None = None) -> None:
         self.failure = failure
+        self.cut = 0
         self.options: Options
         self.config: Config
 
@@ -44,11 +45,11 @@ class Serving:
         on_ready: Callable[[Running], None],
         *,
         store: ConfigStore | None = None,
-    ) -> bool:
+    ) -> int:
         self.config, self.options = config, options
         if self.failure is not None:
             raise self.failure
-        return True
+        return self.cut
 
 
 @pytest.fixture
@@ -151,10 +152,42 @@ def test_an_unusable_configuration_is_refused_with_its_path(tmp_path: Path, serv
 
 
 @pytest.mark.parametrize("command", ["start", "demo"])
-def test_a_data_directory_that_cannot_be_made_is_a_failure(tmp_path: Path, command: str, serving: Serving) -> None:
+def test_a_data_directory_that_cannot_be_made_is_refused(tmp_path: Path, command: str, serving: Serving) -> None:
     (tmp_path / "file").touch()
     done = capi(command, "--data-dir", tmp_path / "file" / "below", "--port", "0")
-    assert (done.exit_code, "--data-dir" in done.output) == (1, True)
+    assert (done.exit_code, "--data-dir" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize("command", ["start", "demo"])
+def test_a_directory_that_is_not_capis_is_refused_and_left_as_it_is(
+    tmp_path: Path, command: str, serving: Serving
+) -> None:
+    path = tmp_path / "home"
+    path.mkdir()
+    path.chmod(0o1777)
+    (path / "thesis.txt").touch()
+    done = capi(command, "--data-dir", path, "--port", "0")
+    assert (done.exit_code, "is not a data directory of capi: it holds 'thesis.txt'" in done.output) == (2, True)
+    assert [entry.name for entry in path.iterdir()] == ["thesis.txt"]
+    assert path.stat().st_mode & 0o7777 == 0o1777
+
+
+def test_a_directory_that_was_open_to_others_is_closed_and_it_is_said(tmp_path: Path, serving: Serving) -> None:
+    (tmp_path / "data").mkdir(mode=0o755)
+    done = start(tmp_path)
+    assert (done.exit_code, "warning: " in done.output, "closed to them now" in done.output) == (0, True, True)
+    assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize(("cut", "code"), [(0, 0), (1, 1), (7, 1)])
+def test_a_gateway_that_had_to_cut_requests_off_ends_as_a_failure(
+    tmp_path: Path, serving: Serving, cut: int, code: int
+) -> None:
+    serving.cut = cut
+    done = start(tmp_path)
+    assert done.exit_code == code
+    last = json.loads(done.stderr.splitlines()[-1])
+    assert (last["event"], last["cut"]) == ("stopped", cut)
 
 
 def test_a_directory_that_another_process_has_is_a_failure_with_the_reason(tmp_path: Path) -> None:

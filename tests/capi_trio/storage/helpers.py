@@ -11,13 +11,12 @@ import sqlalchemy as sa
 import trio
 from attrs import frozen
 
-from capi_core.audit import Action
+from capi_core.audit import Action, AuditDraft
 from capi_core.keys import KeyRecord, Tier
 from capi_trio.storage.audit_writer import AuditWriter, open_audit_writer
 from capi_trio.storage.database import Database, Mutation, open_database
 from capi_trio.storage.keys import KeyRepository
 from capi_trio.storage.lock import DirectoryLock
-from capi_trio.storage.outbox import AuditDraft
 
 __all__ = [
     "NOW",

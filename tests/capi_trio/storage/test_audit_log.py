@@ -22,7 +22,14 @@ DAY = 24 * 3600 * 1000
 
 
 def entry(seq: int, ts: int = NOW) -> AuditEntry:
-    return AuditEntry(seq, ts, "key_admin", "admin", Action.KEY_CREATE, f"key_{seq}")
+    return AuditEntry(
+        seq=seq,
+        ts=ts,
+        actor_key_id="key_admin",
+        actor_tier="admin",
+        action=Action.KEY_CREATE,
+        target=f"key_{seq}",
+    )
 
 
 def entries(first: int, last: int, ts: int = NOW) -> list[AuditEntry]:

@@ -12,6 +12,8 @@ import pytest
 import sqlalchemy as sa
 import structlog
 import trio
+from attrs import evolve
+from sqlalchemy.exc import IntegrityError
 
 from capi_core.errors import LocalError
 from capi_core.keys import Tier
@@ -207,6 +209,35 @@ async def test_a_failed_change_leaves_the_writer_usable(backend: Backend) -> Non
         await added(store.database, record())
 
 
+async def test_what_a_change_did_elsewhere_is_undone_when_it_is_not_committed(backend: Backend) -> None:
+    undone: list[str] = []
+
+    def twice(connection: sa.Connection) -> Mutation[None]:
+        return Mutation(None, (draft(),), lambda: undone.append("done twice"))
+
+    def unwritable(connection: sa.Connection) -> Mutation[None]:
+        KeyRepository(connection).create(evolve(record("b"), rotated_from="nobody"))  # found out by the commit
+        return Mutation(None, (draft(),), lambda: undone.append("undone"))
+
+    async with open_store(backend.directory, backend.url) as store:
+        await store.database.mutate(twice)
+        assert undone == []
+        with pytest.raises(IntegrityError):
+            await store.database.mutate(unwritable)
+        assert undone == ["undone"]
+        await store.database.mutate(twice)
+        assert undone == ["undone"]
+        assert await row_count(store.database, "keys") == 0
+
+
+async def test_what_must_come_first_can_ask_whether_a_change_could_be_made(backend: Backend) -> None:
+    async with open_store(backend.directory, backend.url) as store:
+        await store.database.check()
+        store.database.attach(None)
+        with pytest.raises(LocalError):
+            await store.database.check()
+
+
 async def test_it_is_open_once_and_only_under_the_lock(backend: Backend) -> None:
     with DirectoryLock.take(backend.directory) as lock:
         async with open_database(lock, backend.url):
@@ -307,7 +338,7 @@ async def test_a_database_of_a_newer_capi_is_left_as_it_is(tmp_path: Path) -> No
 def test_only_the_writer_of_audit_files_may_change_what_is_not_audited() -> None:
     """By construction: every public way to write stores an audit row, or only moves audit rows on."""
     public = {name for name in vars(Database) if not name.startswith("_")}
-    assert public == {"attach", "read", "mutate", "clear_audit", "renumber_audit", "aclose"}
+    assert public == {"attach", "check", "read", "mutate", "clear_audit", "renumber_audit", "aclose"}
 
 
 @pytest.mark.parametrize("has_bug", [True, False])

@@ -13,6 +13,7 @@ from capi_trio.storage.files import (
     instance_id,
     open_private,
     prepare_directory,
+    read_regular,
     sync_directory,
 )
 
@@ -37,10 +38,63 @@ def test_what_is_made_is_for_the_owner_only_under_any_umask(tmp_path: Path, umas
     assert (tmp_path / "data" / "file").read_bytes() == b"content"
 
 
-def test_a_directory_that_others_may_read_is_closed(tmp_path: Path) -> None:
-    (tmp_path / "data").mkdir(mode=0o755)
+@pytest.mark.parametrize(
+    "holds",
+    [
+        None,
+        "capi.db",
+        "capi.lock",
+        "config.json",
+        "audit-2026-01-02.jsonl",
+        "demo/capi.lock",
+        ".config.json.1.0123abcd.tmp",
+    ],
+)
+def test_a_directory_of_ours_that_others_may_read_is_closed_with_a_warning(tmp_path: Path, holds: str | None) -> None:
+    path = tmp_path / "data"
+    path.mkdir(mode=0o755)
+    if holds is not None:
+        (path / holds).parent.mkdir(exist_ok=True)
+        (path / holds).touch()
+    assert prepare_directory(path) == f"{path} was open to others (mode 0755); it is closed to them now (0700)"
+    assert mode(path) == 0o700
+    assert prepare_directory(path) is None
+
+
+@pytest.mark.parametrize("holds", ["notes.txt", "config.json.bak", "audit-x.jsonl", ".config.json.tmp", "demo"])
+@pytest.mark.parametrize("bits", [0o700, 0o755, 0o1777])
+def test_a_directory_that_is_not_ours_is_refused_and_left_as_it_is(tmp_path: Path, holds: str, bits: int) -> None:
+    path = tmp_path / "data"
+    path.mkdir()
+    path.chmod(bits)
+    (path / holds).touch()
+    with pytest.raises(UnsafePath, match=f"is not a data directory of capi: it holds '{holds}'"):
+        prepare_directory(path)
+    assert mode(path) == bits
+    assert [entry.name for entry in path.iterdir()] == [holds]
+
+
+def test_a_fresh_file_system_is_an_empty_directory(tmp_path: Path) -> None:
+    (tmp_path / "data" / "lost+found").mkdir(parents=True)
     prepare_directory(tmp_path / "data")
     assert mode(tmp_path / "data") == 0o700
+
+
+def test_missing_parents_are_made_for_their_owner_too(tmp_path: Path) -> None:
+    previous = os.umask(0)
+    try:
+        prepare_directory(tmp_path / "share" / "capi" / "demo")
+    finally:
+        os.umask(previous)
+    assert {mode(tmp_path / "share"), mode(tmp_path / "share" / "capi"), mode(tmp_path / "share/capi/demo")} == {0o700}
+    (tmp_path / "share/capi/demo/capi.lock").touch()
+    assert prepare_directory(tmp_path / "share" / "capi") is None, "where the demo lies, capi starts"
+
+
+def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UnsafePath, match="cannot be used as the data directory"):
+        prepare_directory(tmp_path / "file" / "data")
 
 
 @pytest.mark.parametrize("bits", [0o777, 0o770, 0o702, 0o1777])
@@ -129,7 +183,35 @@ def test_a_directory_is_named_by_a_random_id_that_stays(tmp_path: Path) -> None:
         instance_id(tmp_path)
 
 
+def test_a_file_that_cannot_be_made_whole_is_not_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        create_file(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_is_synced(tmp_path: Path) -> None:
     sync_directory(tmp_path)
     with pytest.raises(OSError, match="No such file"):
         sync_directory(tmp_path / "nowhere")
+
+
+def test_an_operators_file_is_read_up_to_a_limit_with_its_mode(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("content")
+    (tmp_path / "file").chmod(0o640)
+    (tmp_path / "link").symlink_to("file")
+    assert read_regular(tmp_path / "link", 4) == (0o640, b"cont")
+
+
+@pytest.mark.parametrize("plant", ["fifo", "directory", "device"])
+def test_what_reading_could_wait_for_is_refused_at_once(tmp_path: Path, plant: str) -> None:
+    path = Path(os.devnull) if plant == "device" else tmp_path / "file"
+    if plant == "fifo":
+        os.mkfifo(path)
+    elif plant == "directory":
+        path.mkdir()
+    with pytest.raises(OSError, match=r"regular file|directory"):
+        read_regular(path, 10)

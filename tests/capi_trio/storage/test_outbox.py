@@ -5,12 +5,12 @@ import sqlalchemy as sa
 import trio
 from attrs import evolve
 
-from capi_core.audit import START, Action, AuditEntry, Link
+from capi_core.audit import START, Action, AuditDraft, AuditEntry, Link
 from capi_core.errors import LocalError
 from capi_core.keys import format_key
 from capi_trio.storage import outbox
 from capi_trio.storage.database import Database, Mutation
-from capi_trio.storage.outbox import AuditDraft, Head
+from capi_trio.storage.outbox import Head
 from tests.capi_trio.storage.helpers import NOW, Backend, added, draft, open_store, record
 
 FULL = AuditDraft(
