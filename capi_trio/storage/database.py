@@ -67,11 +67,20 @@ class AuditSink(Protocol):
 class Database:
     """An open database. Made by `open_database`."""
 
-    def __init__(self, where: str, stream: str, writer: sa.Engine, readers: sa.Engine, n_readers: int) -> None:
+    def __init__(
+        self,
+        where: str,
+        stream: str,
+        writer: sa.Engine,
+        readers: sa.Engine,
+        n_readers: int,
+        log: sqlite.LogBound | None = None,
+    ) -> None:
         self.where = where
         """Its path or address, without a password."""
         self.stream = stream
         """The series of audit numbers of this data directory."""
+        self._log = log
         self._writer = writer
         self._readers = readers
         self._writing = trio.CapacityLimiter(1)
@@ -152,6 +161,12 @@ class Database:
         self._sink.check()
 
     def _write(self, work: Callable[[sa.Connection], T]) -> T:
+        result = self._commit(work)
+        if self._log is not None:
+            self._log.after_commit(self._writer)
+        return result
+
+    def _commit(self, work: Callable[[sa.Connection], T]) -> T:
         with translated(self.where), self._writer.connect() as connection:
             transaction = connection.begin()
             try:
@@ -196,8 +211,10 @@ async def open_database(
 
 
 def _open(directory: Path, url: str | None, readers: int) -> Database:
+    log = None
     if url is None:
         path = directory / sqlite.DATABASE_NAME
+        log = sqlite.LogBound(path)
         if sqlite.has_wal_reset_bug() and sqlite.open_elsewhere(path):
             # Not ours, since the lock is: somebody's shell or backup program. Harmless as long as it only reads.
             _log.warning("database_open_elsewhere", path=str(path), advice="close it, or use SQLite 3.51.3 or newer")
@@ -209,7 +226,7 @@ def _open(directory: Path, url: str | None, readers: int) -> Database:
         postgres.prepare(target)
         where, stream = postgres.display(target), instance_id(directory)
         writer, reading = postgres.writer_engine(target), postgres.reader_engine(target, readers)
-    database = Database(where, stream, writer, reading, readers)
+    database = Database(where, stream, writer, reading, readers, log)
     try:
         # The writer connects first: on SQLite it repairs what a crash left, which readers cannot.
         with translated(where), writer.connect(), reading.connect():

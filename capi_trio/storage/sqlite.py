@@ -29,6 +29,7 @@ from capi_trio.storage.tables import metadata
 __all__ = [
     "APPLICATION_ID",
     "DATABASE_NAME",
+    "LogBound",
     "checkpoint",
     "connect",
     "create",
@@ -57,6 +58,10 @@ _WRITER: Final = (
     f"PRAGMA journal_size_limit = {_WAL_KEPT_BYTES}",
 )
 _READER: Final = (*_COMMON, "PRAGMA query_only = 1", "PRAGMA wal_autocheckpoint = 0")
+
+
+_LOG_BYTES: Final = 32 * 1024 * 1024
+"""Where the log is made to start anew; SQLite's own attempts begin at 4 MB and give way to every reader."""
 
 
 def has_wal_reset_bug() -> bool:
@@ -130,6 +135,31 @@ def checkpoint(writer: sa.Engine) -> None:
         connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         connection.close()
+
+
+class LogBound:
+    """Keeps the write-ahead log from growing while readers follow each other so closely that it is never unused.
+
+    SQLite starts its log anew only at a moment when nobody reads from it. When the log has passed `limit` bytes after a
+    change, the writer waits for that moment, as long as it waits for a lock; readers that come meanwhile read past the
+    log and do not prolong the wait. A reader that stays longer is not cut off: the next attempt is at twice the size.
+    """
+
+    def __init__(self, path: Path, limit: int = _LOG_BYTES) -> None:
+        self._log = path.with_name(path.name + "-wal")
+        self._limit = limit
+        self._next = limit
+
+    def after_commit(self, writer: sa.Engine) -> None:
+        """Called in the writer's thread. Raises nothing: the change that was made stands."""
+        try:
+            if self._log.stat().st_size < self._next:
+                return
+            checkpoint(writer)
+            size = self._log.stat().st_size
+        except (OSError, sa.exc.DBAPIError):
+            return
+        self._next = self._limit if size < self._limit else 2 * size
 
 
 def open_elsewhere(path: Path) -> bool:

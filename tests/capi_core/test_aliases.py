@@ -50,8 +50,8 @@ def test_another_spelling_of_an_alias_passes_the_aliass_own_fence() -> None:
     fenced = Alias("claude-sonnet-4.5", "gpt-a", allowed_keys=("k1",))
     catalog = Catalog(aliases(fenced), (UpstreamModels("seat", {"claude-sonnet-4-5-20250929": b"{}"}),))
     with pytest.raises(ModelRefusedError):
-        catalog.resolve("claude-sonnet-4-5", lambda name, allowed: allowed == ("*",))
-    listed_exactly = catalog.resolve("claude-sonnet-4-5-20250929", lambda name, allowed: allowed == ("*",))
+        catalog.resolve("claude-sonnet-4-5", lambda name, allowed_keys: allowed_keys == ("*",))
+    listed_exactly = catalog.resolve("claude-sonnet-4-5-20250929", lambda name, allowed_keys: allowed_keys == ("*",))
     assert listed_exactly.upstream == "seat"  # its own listed name is no alias
 
 
@@ -59,7 +59,7 @@ def test_the_scope_is_asked_about_the_listed_spelling() -> None:
     catalog = Catalog(upstreams=(UpstreamModels("seat", {"claude-sonnet-4.5": b"{}"}),))
     asked: list[str] = []
 
-    def only_others(name: str, allowed: Collection[str]) -> bool:
+    def only_others(name: str, allowed_keys: Collection[str]) -> bool:
         asked.append(name)
         return False
 

@@ -136,7 +136,6 @@ async def carry(store: Store, *, task_status: trio.TaskStatus[trio.CancelScope])
         await store.audit.run()
 
 
-@pytest.mark.xfail(strict=True, reason="the write-ahead log outgrows 64 MiB while readers follow each other closely")
 async def test_long_readers_and_sixteen_writers_do_not_turn_each_other_away(tmp_path: Path) -> None:
     """Not one is told that the database is busy, and the write-ahead log stays small between the readers."""
     made = Counter[str]()

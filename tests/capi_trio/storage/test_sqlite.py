@@ -7,6 +7,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -321,3 +322,54 @@ def test_another_process_that_has_the_file_is_seen(whole: Path, tmp_path: Path) 
         os.kill(pid, 9)
         forker.wait()
     assert not sqlite.open_elsewhere(whole)
+
+
+# --- the size of the log ---
+
+
+def fill(writer: sa.Engine, rows: int) -> None:
+    with writer.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS filler (text TEXT)")
+        for _ in range(rows):
+            connection.exec_driver_sql("INSERT INTO filler VALUES (hex(zeroblob(4000)))")
+
+
+def log_size(path: Path) -> int:
+    return path.with_name(path.name + "-wal").stat().st_size
+
+
+def test_a_log_past_its_bound_is_made_to_start_anew(engines: tuple[sa.Engine, sa.Engine], whole: Path) -> None:
+    writer, _ = engines
+    bound = sqlite.LogBound(whole, limit=100_000)
+    fill(writer, 1)
+    before = log_size(whole)
+    bound.after_commit(writer)
+    assert log_size(whole) == before > 0
+    fill(writer, 20)
+    bound.after_commit(writer)
+    assert log_size(whole) == 0
+
+
+def test_a_reader_that_stays_is_not_cut_off_nor_waited_for_at_every_change(
+    engines: tuple[sa.Engine, sa.Engine], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, readers = engines
+    tried: list[int] = []
+
+    def give_up(_: sa.Engine) -> None:
+        tried.append(log_size(whole))
+
+    monkeypatch.setattr(sqlite, "checkpoint", give_up)
+    bound = sqlite.LogBound(whole, limit=100_000)
+    with readers.begin() as reader:
+        reader.exec_driver_sql("SELECT count(*) FROM sqlite_master")
+        for _ in range(10):
+            fill(writer, 10)
+            bound.after_commit(writer)
+    assert 1 < len(tried) < 5  # of ten changes
+    assert all(later >= 2 * earlier for earlier, later in pairwise(tried))
+
+
+def test_a_log_that_cannot_be_looked_at_is_left_alone(engines: tuple[sa.Engine, sa.Engine], whole: Path) -> None:
+    writer, _ = engines
+    sqlite.LogBound(whole.with_name("gone.db")).after_commit(writer)
