@@ -11,6 +11,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -60,6 +61,7 @@ _WRITER: Final = (
 _READER: Final = (*_COMMON, "PRAGMA query_only = 1", "PRAGMA wal_autocheckpoint = 0")
 
 
+_RETRY_S: Final = 0.02
 _LOG_BYTES: Final = 32 * 1024 * 1024
 """Where the log is made to start anew; SQLite's own attempts begin at 4 MB and give way to every reader."""
 
@@ -141,8 +143,12 @@ class LogBound:
     """Keeps the write-ahead log from growing while readers follow each other so closely that it is never unused.
 
     SQLite starts its log anew only at a moment when nobody reads from it. When the log has passed `limit` bytes after a
-    change, the writer waits for that moment, as long as it waits for a lock; readers that come meanwhile read past the
-    log and do not prolong the wait. A reader that stays longer is not cut off: the next attempt is at twice the size.
+    change, the writer waits for that moment, as long as it waits for a lock. A reader that stays longer is not cut off:
+    the next attempt is at twice the size.
+
+    SQLite's own waiting does not do: it waits for the place of a reader, and whoever comes next takes the same place.
+    So all of the log is moved into the database first, as often as it takes until no reader is in the way of that; from
+    then on new readers need the log no more, and only those that are there have to leave.
     """
 
     def __init__(self, path: Path, limit: int = _LOG_BYTES) -> None:
@@ -155,11 +161,25 @@ class LogBound:
         try:
             if self._log.stat().st_size < self._next:
                 return
-            checkpoint(writer)
+            self._empty(writer)
             size = self._log.stat().st_size
         except (OSError, sa.exc.DBAPIError):
             return
         self._next = self._limit if size < self._limit else 2 * size
+
+    def _empty(self, writer: sa.Engine) -> None:
+        give_up = time.monotonic() + _BUSY_S
+        connection = writer.raw_connection()
+        try:
+            cursor = connection.cursor()
+            while time.monotonic() < give_up:
+                _, frames, moved = cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+                if frames == moved:
+                    cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                    return
+                time.sleep(_RETRY_S)
+        finally:
+            connection.close()
 
 
 def open_elsewhere(path: Path) -> bool:
