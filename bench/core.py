@@ -21,11 +21,11 @@ from bench.upstream import MODEL
 from capi_core.aliases import Alias, Catalog, UpstreamModels
 from capi_core.credentials import decide, find_credential
 from capi_core.errors import Problem
-from capi_core.exchange import Exchange, Operation
+from capi_core.exchange import Exchange, Operation, Settings
 from capi_core.keys import KeyRecord, Tier, effective_rpm, format_key, key_hash, may_call
 from capi_core.limits import Buckets, Granted
 from capi_core.members import JSONObject
-from capi_core.protocols.chat import ChatStream
+from capi_core.protocols.chat.passthrough import ChatStream
 from capi_core.sse import SSEDecoder
 
 __all__ = ["CoreFigures", "measure", "naive_body", "naive_events", "pieces", "stream_bytes"]
@@ -124,7 +124,7 @@ def _chat_stream(chunks: Sequence[bytes], public_name: str | None) -> list[bytes
 def _exchange(body: bytes) -> object:
     """What a request costs before it goes to the upstream, all checks included."""
     catalog = Catalog(aliases={_ALIAS: Alias(_ALIAS, MODEL)}, upstreams=(UpstreamModels("bench", {MODEL: b"{}"}),))
-    return Exchange(Operation.CHAT, catalog, request_id="req_bench").receive_request(body)
+    return Exchange(Operation.CHAT, Settings(catalog), request_id="req_bench").receive_request(body)
 
 
 def _body(content: object) -> bytes:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
+
+from capi_core.protocols.kinds import Protocol
 
 if TYPE_CHECKING:
     from capi_core.headers import Headers
@@ -29,7 +31,24 @@ class Operation(enum.Enum):
     """What is asked of a model; the value is the path below an upstream's base URL."""
 
     CHAT = "/chat/completions"
+    RESPONSES = "/responses"
+    MESSAGES = "/messages"
+    COUNT_TOKENS = "/messages/count_tokens"
     EMBEDDINGS = "/embeddings"
+
+    @property
+    def protocol(self) -> Protocol:
+        """Whose request, answer and error shapes it has."""
+        return _PROTOCOLS[self]
+
+
+_PROTOCOLS: Final = {
+    Operation.CHAT: Protocol.CHAT,
+    Operation.RESPONSES: Protocol.RESPONSES,
+    Operation.MESSAGES: Protocol.MESSAGES,
+    Operation.COUNT_TOKENS: Protocol.MESSAGES,
+    Operation.EMBEDDINGS: Protocol.CHAT,
+}
 
 
 class Outcome(enum.Enum):
@@ -111,7 +130,8 @@ Command = SendRequest | StartResponse | SendBody | EndResponse
 class Record:
     """The account of one exchange. `None`: it never came to that. Holds no text of a prompt or an answer.
 
-    `model` is the name in the client's request, `status` the HTTP status that the client got.
+    `model` is the name in the client's request, `status` the HTTP status that the client got. `upstream_protocol`: in
+    which the upstream was asked; `losses`: how many entries of the fidelity ledger weaken what was sent.
     """
 
     operation: Operation
@@ -123,3 +143,5 @@ class Record:
     stream: bool
     usage: Usage | None
     usage_source: UsageSource
+    upstream_protocol: Protocol | None = None
+    losses: int = 0

@@ -188,8 +188,9 @@ class Audio:
 
 @frozen
 class Reasoning:
-    """What the model thought, to be given back to it. `parts`: the texts of its summary or the one text of its thinking;
-    empty when the provider only gave the signature (`redacted_thinking`, a reasoning item without summary)."""
+    """What the model thought, to be given back to it. `parts`: the texts of its summary or the one text of its
+    thinking; empty when the provider only gave the signature (`redacted_thinking`, a reasoning item without
+    summary)."""
 
     parts: tuple[str, ...] = field(repr=False)
     signature: Signature | None = None
@@ -305,8 +306,8 @@ class ToolChoice:
 
 @frozen
 class ReasoningRequest:
-    """`summary`: how the reasoning is to be told (`auto`, `concise`, `detailed`, `omitted`); `encrypted`: the sender asks
-    for the opaque form, to give it back later."""
+    """`summary`: how the reasoning is to be told (`auto`, `concise`, `detailed`, `omitted`); `encrypted`: the sender
+    asks for the opaque form, to give it back later."""
 
     mode: ThinkingMode = ThinkingMode.DEFAULT
     effort: Effort | None = None
@@ -330,8 +331,8 @@ class OutputFormat:
 class Conversation:
     """A whole request. `None` and empty: the sender did not say.
 
-    `user` identifies the sender's end user, `cache_key` the prompts that share a cache. `service_tier` is in the words of
-    `protocol`, the sender's protocol. `metadata`: raw JSON object of OpenAI's request.
+    `user` identifies the sender's end user, `cache_key` the prompts that share a cache. `service_tier` is in the words
+    of `protocol`, the sender's protocol. `metadata`: raw JSON object of OpenAI's request.
     """
 
     protocol: Protocol

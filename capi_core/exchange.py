@@ -3,7 +3,7 @@
 The embedder owns the sockets and the clock. It makes an `Exchange` for each request, feeds it what arrives, and
 carries out the commands it returns, in order:
 
-    exchange = Exchange(Operation.CHAT, catalog, request_id="...")
+    exchange = Exchange(Operation.CHAT, Settings(catalog), request_id="...")
     commands = exchange.receive_request(body)
 
 - `SendRequest`: ask that upstream; add its credential to the headers. Then report what comes back with
@@ -29,13 +29,12 @@ keep-alive) a failure can only be told inside the stream. WAITING: it is out, an
 from __future__ import annotations
 
 import enum
-import re
-from typing import TYPE_CHECKING, Final, assert_never
+from typing import TYPE_CHECKING, Final
 
-import msgspec
+from attrs import field, frozen
 
 from capi_core import headers as header_rules
-from capi_core.aliases import ModelRefusedError, OutOfScopeError, anybody
+from capi_core.aliases import Catalog, MayCall, ModelRefusedError, OutOfScopeError, anybody
 from capi_core.commands import (
     Command,
     EndResponse,
@@ -49,16 +48,24 @@ from capi_core.commands import (
     StartResponse,
 )
 from capi_core.errors import LocalError, Problem, ProtocolError
-from capi_core.members import decode
-from capi_core.protocols import chat, embeddings, openai
-from capi_core.sse import KEEP_ALIVE, encode
+from capi_core.failures import failure_of, own_problem
+from capi_core.planning import Plan, Planner
+from capi_core.protocols import embeddings
+from capi_core.protocols.kinds import Protocol
+from capi_core.protocols.registry import CODECS
+from capi_core.protocols.stream import StreamState
+from capi_core.routing import UpstreamTraits, model_facts
+from capi_core.sse import KEEP_ALIVE
 from capi_core.usage import Usage, UsageSource
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
 
-    from capi_core.aliases import Catalog, MayCall, Resolution
+    from capi_core.aliases import Resolution
     from capi_core.headers import Headers
+    from capi_core.members import JSONObject
+    from capi_core.planning import Answers
+    from capi_core.protocols.stream import StreamMachine
 
 __all__ = [
     "Command",
@@ -71,6 +78,7 @@ __all__ = [
     "Record",
     "SendBody",
     "SendRequest",
+    "Settings",
     "StartResponse",
     "State",
 ]
@@ -88,36 +96,59 @@ class State(enum.Enum):
     DONE = enum.auto()
 
 
+def _no_count(document: JSONObject, model: str) -> bytes:
+    raise ProtocolError(
+        "no upstream of this model counts tokens, and this gateway has no counter",
+        code="count_unavailable",
+        status_hint=501,
+    )
+
+
+@frozen
+class Settings:
+    """What an exchange is judged by, besides its request. The same for many requests.
+
+    `traits`: what the configuration says of each upstream. `may_call`: the caller's scope. `hidden`: secrets, as bytes,
+    that must not reach the client inside an upstream's error text. `count_tokens`: the answer to a request for a count
+    that no upstream gives; it gets the request and the upstream's name for the model, and raises `ProtocolError` (400).
+    """
+
+    catalog: Catalog
+    traits: Mapping[str, UpstreamTraits] = field(factory=dict)
+    may_call: MayCall = anybody
+    limits: ExchangeLimits = field(factory=ExchangeLimits)
+    hidden: tuple[bytes, ...] = field(default=(), repr=False)
+    count_tokens: Callable[[JSONObject, str], bytes] = _no_count
+
+
 class Exchange:
     """The machine. See the module for the order of calls.
 
-    `hidden`: secrets, as bytes, that must not reach the client inside an upstream's error text.
-    `ask_usage`: names of upstreams that refuse `stream_options` map to False. `may_call`: the caller's scope.
+    `request_id`: ours; visible ASCII. `now_s`: seconds since epoch, for answers that carry a date. `client_headers`:
+    the client's `anthropic-version` and `anthropic-beta`, which go to a Messages upstream; all others are ignored.
     """
 
     def __init__(
         self,
         operation: Operation,
-        catalog: Catalog,
+        settings: Settings,
         *,
         request_id: str,
-        limits: ExchangeLimits | None = None,
-        hidden: tuple[bytes, ...] = (),
-        ask_usage: Mapping[str, bool] | None = None,
-        may_call: MayCall = anybody,
+        now_s: int = 0,
+        client_headers: Headers = (),
     ) -> None:
         self.state = State.IDLE
         self.outcome: Outcome | None = None
         self._operation = operation
-        self._catalog = catalog
+        self._settings = settings
+        self._codec = CODECS[operation.protocol]
         self._request_id = request_id
-        self._limits = limits or ExchangeLimits()
-        self._hidden = hidden
-        self._ask_usage = ask_usage or {}
-        self._may_call = may_call
+        self._limits = settings.limits
+        self._planner = Planner(request_id, now_s, client_headers, settings.limits.max_event_bytes)
         self._model: str | None = None
         self._resolution: Resolution | None = None
-        self._stream: chat.ChatStream | None = None
+        self._plan: Plan | None = None
+        self._stream: StreamMachine | None = None
         self._status: int | None = None
         self._upstream_status = 0
         self._upstream_headers: Headers = ()
@@ -135,9 +166,7 @@ class Exchange:
     @property
     def answered(self) -> bool:
         """The client has the whole answer and only the upstream's end is missing: a short wait for it is enough."""
-        return (
-            self.state is State.STREAMING and self._stream is not None and self._stream.state is chat.StreamState.DONE
-        )
+        return self.state is State.STREAMING and self._stream is not None and self._stream.state is StreamState.DONE
 
     @property
     def upstream(self) -> str | None:
@@ -166,6 +195,8 @@ class Exchange:
             stream=self.streams,
             usage=usage,
             usage_source=source,
+            upstream_protocol=None if self._plan is None else self._plan.operation.protocol,
+            losses=0 if self._plan is None else self._plan.answers.ledger.losses,
         )
 
     # -- inputs -------------------------------------------------------------------------------------------------
@@ -175,12 +206,13 @@ class Exchange:
         if self._ended(State.IDLE):
             return []
         try:
-            request, upstream_body = self._prepare(body)
+            plan = self._prepare(body)
         except ProtocolError as error:
             return self._answer_problem(Problem.of(error), _refusal(error))
-        self.state = State.REQUESTED
-        headers = header_rules.upstream_request_headers(stream=self.streams, request_id=self._request_id)
-        return [SendRequest(request.upstream, self._operation, headers, upstream_body)]
+        if isinstance(plan, bytes):
+            return self._answer(200, plan, Outcome.OK)
+        self.state, self._plan, self._stream = State.REQUESTED, plan, plan.answers.machine
+        return [SendRequest(plan.upstream, plan.operation, plan.headers, plan.body)]
 
     def refuse(self, problem: Problem, outcome: Outcome) -> list[Command]:
         """The runtime will not serve this request (too large, no slot, shutting down)."""
@@ -230,11 +262,7 @@ class Exchange:
         if self.answered:
             self._end(Outcome.OK)
             return [EndResponse()]
-        status, code, message, outcome = _FAILURES[failure]
-        name = self._resolution.upstream if self._resolution is not None else "?"
-        retry_after_s = 5 if failure is Failure.SHUTDOWN else None
-        problem = Problem(status, code, message.format(upstream=name), retry_after_s=retry_after_s)
-        return self._answer_problem(problem, outcome)
+        return self._answer_problem(*failure_of(failure, self.upstream))
 
     def client_gone(self) -> list[Command]:
         """The client has left. There is nobody to answer; close the upstream's response."""
@@ -250,36 +278,31 @@ class Exchange:
 
     # -- the request --------------------------------------------------------------------------------------------
 
-    def _prepare(self, body: bytes) -> tuple[Resolution, bytes]:
-        match self._operation:
-            case Operation.CHAT:
-                return self._prepare_chat(chat.decode_request(body))
-            case Operation.EMBEDDINGS:
-                request = embeddings.decode_request(body)
-                resolution = self._resolve(request.model)
-                return resolution, embeddings.encode_request(request, upstream_model=resolution.upstream_model)
-            case _:
-                assert_never(self._operation)
-
-    def _prepare_chat(self, request: chat.ChatRequest) -> tuple[Resolution, bytes]:
+    def _prepare(self, body: bytes) -> Plan | bytes:
+        """What to ask, or the answer itself where no upstream has to be asked. Raises `ProtocolError`."""
+        if self._operation is Operation.EMBEDDINGS:
+            embeddings_request = embeddings.decode_request(body)
+            resolution = self._resolve(embeddings_request.model)
+            return self._planner.plan_embeddings(embeddings_request, resolution)
+        request = self._codec.read(body)
         resolution = self._resolve(request.model)
-        injects = self._ask_usage.get(resolution.upstream, True) and not request.asks_usage
-        if request.stream:
-            self._stream = chat.ChatStream(
-                public_name=resolution.public_name if resolution.renames else None,
-                swallow_usage=injects,
-                choices=request.choices,
-                max_event_bytes=self._limits.max_event_bytes,
-            )
-        upstream_body = chat.encode_request(
-            request, upstream_model=resolution.upstream_model, inject_usage=request.stream and injects
-        )
-        return resolution, upstream_body
+        traits = self._settings.traits.get(resolution.upstream, UpstreamTraits())
+        record = self._settings.catalog.record(resolution.upstream, resolution.upstream_model)
+        if self._operation is not Operation.COUNT_TOKENS:
+            return self._planner.plan(self._operation.protocol, request, resolution, record, traits)
+        if traits.count_tokens and Protocol.MESSAGES in (model_facts(record).protocols or traits.protocols):
+            return self._planner.pass_count(request, resolution, traits)
+        return self._settings.count_tokens(request.document, resolution.upstream_model)
 
     def _resolve(self, model: str) -> Resolution:
         self._model = model
-        self._resolution = self._catalog.resolve(model, self._may_call)
+        self._resolution = self._settings.catalog.resolve(model, self._settings.may_call)
         return self._resolution
+
+    def _live_plan(self) -> Plan:
+        if self._plan is None:
+            raise AssertionError("an upstream that answers was asked by a plan")
+        return self._plan
 
     # -- a whole answer -----------------------------------------------------------------------------------------
 
@@ -300,44 +323,49 @@ class Exchange:
         self._parts.clear()
         if not 200 <= self._upstream_status < 300:
             return self._answer_upstream_error(self._upstream_status, body)
-        renamed = self._resolution is not None and self._resolution.renames
-        name = self._resolution.public_name if self._resolution is not None and renamed else None
+        answers = self._live_plan().answers
+        error = answers.codec.decode_error(body, self._upstream_status)
+        if error is not None:  # some servers say 200 and mean an error
+            self._answer_usage = _reported_usage(answers, body)
+            return self._answer_upstream_error(error.status, body)
         try:
-            answer = openai.decode_answer(body, public_name=name)
-        except ProtocolError as error:
-            return self._answer_problem(Problem.of(error), Outcome.UPSTREAM_BROKE)
+            if self.streams:  # some answer a streaming request with a document
+                out, self._answer_usage = answers.as_stream(body)
+                commands = self._send(out)
+                self._end(Outcome.OK)
+                return [*commands, EndResponse()]
+            answer = answers.whole(body)
+        except ProtocolError as broken:
+            self._answer_usage = _reported_usage(answers, body)
+            return self._answer_problem(Problem.of(broken), Outcome.UPSTREAM_BROKE)
         self._answer_usage = answer.usage
-        if answer.error:  # some servers say 200 and mean an error
-            return self._answer_upstream_error(_error_status(body), body)
-        if self.streams:
-            problem = Problem(
-                502,
-                "upstream_not_a_stream",
-                "the upstream answered a streaming request with a single document",
-            )
-            return self._answer_problem(problem, Outcome.UPSTREAM_BROKE)
+        if answer.error:
+            return self._answer_upstream_error(502, body)
         return self._answer(self._upstream_status, answer.body, Outcome.OK)
 
     def _answer_upstream_error(self, status: int, body: bytes) -> list[Command]:
         """An upstream's error goes to the client as it is, if it is in the client's shape and the client's business."""
-        problem = _OWN_ERRORS.get(status)
-        if problem is None and 300 <= status < 400:
-            problem = _REDIRECT
+        problem = own_problem(status)
         if problem is not None:
             return self._answer_problem(problem, Outcome.UPSTREAM_ERROR)
-        if _read_error(body) is None:
+        codec = self._live_plan().answers.codec
+        body = self._without_secrets(body)
+        problem = codec.decode_error(body, status)
+        if problem is None:
             text = f"the upstream answered {status} without an error that could be read"
             return self._answer_problem(Problem(status, "upstream_error", text), Outcome.UPSTREAM_ERROR)
-        return self._answer(status, self._without_secrets(body), Outcome.UPSTREAM_ERROR)
+        if codec is not self._codec or self._status is not None:
+            return self._answer_problem(problem, Outcome.UPSTREAM_ERROR)
+        return self._answer(status, body, Outcome.UPSTREAM_ERROR)
 
     def _without_secrets(self, body: bytes) -> bytes:
-        for secret in filter(None, self._hidden):
+        for secret in filter(None, self._settings.hidden):
             body = body.replace(secret, b"***")
         return body
 
     # -- a stream -----------------------------------------------------------------------------------------------
 
-    def _live_stream(self) -> chat.ChatStream:
+    def _live_stream(self) -> StreamMachine:
         if self._stream is None:
             raise AssertionError("HOLDING and STREAMING are only entered with a stream")
         return self._stream
@@ -350,11 +378,18 @@ class Exchange:
             return [*self._send(out), *self._answer_problem(problem, Outcome.UPSTREAM_BROKE)]
         if stream.error is not None:
             if self.state is State.HOLDING and stream.chunks == 0:
-                return self._answer_upstream_error(_error_status(stream.error), stream.error)
+                return self._answer_early_error(stream.error)
             commands = self._send(self._without_secrets(out))
             self._end(Outcome.UPSTREAM_ERROR)
             return [*commands, EndResponse()]
         return self._send(out)
+
+    def _answer_early_error(self, error: bytes) -> list[Command]:
+        """The stream has nothing but an error, in the client's shape by now: it becomes a real HTTP status."""
+        problem = self._codec.decode_error(error, 200)
+        return self._answer(
+            502 if problem is None else problem.status, self._without_secrets(error), Outcome.UPSTREAM_ERROR
+        )
 
     def _send(self, out: bytes) -> list[Command]:
         return [*self._start_stream(), SendBody(out)] if out else []
@@ -364,28 +399,36 @@ class Exchange:
             return []
         self.state = State.WAITING if self.state is State.REQUESTED else State.STREAMING
         self._status = 200
-        return [StartResponse(200, _STREAM_HEADERS)]
+        return [StartResponse(200, (*_STREAM_HEADERS, *self._fidelity()))]
 
     # -- the end ------------------------------------------------------------------------------------------------
 
     def _answer_problem(self, problem: Problem, outcome: Outcome) -> list[Command]:
+        if self._status is not None:
+            last = self._live_stream().fail(problem)
+            self._end(outcome)
+            return [SendBody(last), EndResponse()] if last else [EndResponse()]
         if problem.retry_after_s is not None:
             self._upstream_headers = ((b"retry-after", str(problem.retry_after_s).encode()),)
-        return self._answer(problem.status, openai.encode_error(problem), outcome)
+        return self._answer(problem.status, self._codec.encode_error(problem, self._request_id), outcome)
 
     def _answer(self, status: int, body: bytes, outcome: Outcome) -> list[Command]:
-        """The whole answer at once; inside a stream that has begun, as its last event."""
-        if self._status is not None:
-            self._end(outcome)
-            return [SendBody(encode(body)), EndResponse()]
+        """The whole answer at once."""
         self._status = status
         self._end(outcome)
         headers = (
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
             *self._upstream_headers,
+            *(self._fidelity() if outcome is Outcome.OK else ()),
         )
         return [StartResponse(status, headers), SendBody(body), EndResponse()]
+
+    def _fidelity(self) -> Headers:
+        """What the client is told of the translation: nothing where there is no model's answer to speak of."""
+        if self._plan is None or self._operation is Operation.EMBEDDINGS:
+            return ()
+        return ((b"x-capi-fidelity", self._plan.answers.ledger.header().encode()),)
 
     def _end(self, outcome: Outcome) -> None:
         self.state = State.DONE
@@ -400,17 +443,6 @@ class Exchange:
         return False
 
 
-class _ErrorCode(msgspec.Struct):
-    code: int | str | None = None
-    status: int | str | None = None
-
-
-class _ErrorDocument(msgspec.Struct):
-    error: _ErrorCode | str
-
-
-_ERROR: Final = msgspec.json.Decoder(_ErrorDocument)
-
 _KEEP_ALIVE_STATES: Final = frozenset({State.REQUESTED, State.WAITING, State.HOLDING, State.STREAMING})
 
 _STREAM_HEADERS: Final[Headers] = (
@@ -419,53 +451,6 @@ _STREAM_HEADERS: Final[Headers] = (
     (b"x-accel-buffering", b"no"),  # nginx in front would otherwise collect the stream
 )
 
-_FAILURES: Final[Mapping[Failure, tuple[int, str, str, Outcome]]] = {
-    Failure.UNREACHABLE: (
-        502,
-        "upstream_unreachable",
-        "the upstream {upstream!r} cannot be reached; check that it runs and that its base_url is right",
-        Outcome.UPSTREAM_UNREACHABLE,
-    ),
-    Failure.TIMEOUT: (
-        504,
-        "upstream_timeout",
-        "the upstream {upstream!r} did not answer in time; try again, or raise its time limits",
-        Outcome.TIMEOUT,
-    ),
-    Failure.BROKEN: (
-        502,
-        "upstream_broke",
-        "the upstream {upstream!r} broke off its answer; try again",
-        Outcome.UPSTREAM_BROKE,
-    ),
-    Failure.SHUTDOWN: (
-        503,
-        "shutting_down",
-        "this gateway is shutting down; try again in a moment",
-        Outcome.SHUTDOWN,
-    ),
-    Failure.INTERNAL: (
-        500,
-        "internal_error",
-        "this gateway failed; its log has the reason under this request's id",
-        Outcome.INTERNAL_ERROR,
-    ),
-}
-
-_UNAUTHORIZED: Final = Problem(
-    502,
-    "upstream_unauthorized",
-    "the upstream does not accept this gateway's credential for it; ask the operator to check the upstream's api key",
-)
-_REDIRECT: Final = Problem(
-    502,
-    "upstream_redirect",
-    "the upstream answered with a redirect, which is never followed; check its base_url",
-)
-
-# Answers about the gateway's own standing with the upstream. A client that got the bare 401 would distrust its own key.
-_OWN_ERRORS: Final[Mapping[int, Problem]] = {401: _UNAUTHORIZED, 407: _UNAUTHORIZED}
-
 
 def _refusal(error: ProtocolError) -> Outcome:
     if isinstance(error, OutOfScopeError):
@@ -473,28 +458,16 @@ def _refusal(error: ProtocolError) -> Outcome:
     return Outcome.REFUSED_MODEL if isinstance(error, ModelRefusedError) else Outcome.REFUSED_INVALID
 
 
+def _reported_usage(answers: Answers, body: bytes) -> Usage | None:
+    """What an error's document says of tokens: they are paid for all the same."""
+    try:
+        return answers.codec.pass_answer(body, upstream_model="", public_name="").usage
+    except ProtocolError:
+        return None
+
+
 def _is_document(content_type: bytes) -> bool:
     """Whether a media type says that the body is one document, not a stream. Servers mislabel streams, so only JSON
     and HTML do; the stream machine finds out about the rest."""
     media_type = content_type.partition(b";")[0].strip().lower()
     return media_type in {b"application/json", b"application/problem+json", b"text/html"}
-
-
-def _read_error(body: bytes) -> _ErrorDocument | None:
-    """The error that a body tells of; `None` when it is in no shape that the client's SDK reads."""
-    try:
-        return decode(_ERROR, body)[0]
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return None
-
-
-def _error_status(body: bytes) -> int:
-    """The HTTP status for an error that came with a 200: the error's own, if it names one, else 502."""
-    document = _read_error(body)
-    if document is None or isinstance(document.error, str):
-        return 502
-    for value in (document.error.status, document.error.code):
-        text = str(value)
-        if re.fullmatch("[45][0-9][0-9]", text):
-            return int(text)
-    return 502

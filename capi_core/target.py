@@ -1,7 +1,7 @@
 """What a translated request is encoded for: the model at the upstream, and what that model is known to take.
 
-An encoder asks the target instead of guessing. Unknown (`None`, UNKNOWN) is not "no": the upstream's own error is better
-than our guess, and a value that it may understand is sent.
+An encoder asks the target instead of guessing. Unknown (`None`, UNKNOWN) is not "no": the upstream's own error is
+better than our guess, and a value that it may understand is sent.
 """
 
 from __future__ import annotations

@@ -16,10 +16,12 @@ import trio
 from attrs import asdict, frozen
 
 from capi_core.errors import Problem
-from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome
+from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome, Settings
 from capi_core.keys import mask_keys, may_call
-from capi_core.protocols.openai import encode_error, encode_model, encode_models
-from capi_trio.asgi import BodyTooLargeError, ClientGoneError, drain_body, read_body, respond
+from capi_core.protocols.kinds import Protocol
+from capi_core.protocols.openai import encode_model, encode_models
+from capi_core.protocols.registry import CODECS
+from capi_trio.asgi import BodyTooLargeError, ClientGoneError, drain_body, header, read_body, respond
 from capi_trio.logs import get_logger
 from capi_trio.relay import Relay, RelayTimeouts
 
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from capi_core.config import Config
     from capi_core.headers import Headers
     from capi_core.keys import KeyRecord
+    from capi_core.protocols.codec import Codec
+    from capi_core.routing import UpstreamTraits
     from capi_trio.access import Access, Door, OpenDoor
     from capi_trio.perimeter import Perimeter
     from capi_trio.relay import RelayResult
@@ -45,6 +49,12 @@ _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 _OPERATIONS: Final[Mapping[bytes, Operation]] = {
     b"/v1/chat/completions": Operation.CHAT,
     b"/chat/completions": Operation.CHAT,
+    b"/v1/responses": Operation.RESPONSES,
+    b"/responses": Operation.RESPONSES,
+    b"/v1/messages": Operation.MESSAGES,
+    b"/messages": Operation.MESSAGES,
+    b"/v1/messages/count_tokens": Operation.COUNT_TOKENS,
+    b"/messages/count_tokens": Operation.COUNT_TOKENS,
     b"/v1/embeddings": Operation.EMBEDDINGS,
     b"/embeddings": Operation.EMBEDDINGS,
 }
@@ -60,11 +70,26 @@ class Snapshot:
     catalog: Catalog
 
 
+class _ConfiguredTraits:
+    """The traits of a configuration's upstreams, made once for each configuration and not for each request."""
+
+    def __init__(self) -> None:
+        self._config: Config | None = None
+        self._traits: Mapping[str, UpstreamTraits] = {}
+
+    def of(self, config: Config) -> Mapping[str, UpstreamTraits]:
+        if config is not self._config:
+            self._config = config
+            self._traits = {name: upstream.traits for name, upstream in config.upstreams.items()}
+        return self._traits
+
+
 class Gateway:
     """The ASGI app.
 
     `snapshot` gives the state of the moment; `door` lets callers in; `ready` tells whether requests can be served;
-    `sealed` tells whether the first admin key still lies unread; `new_request_id` makes ids of visible ASCII.
+    `sealed` tells whether the first admin key still lies unread; `new_request_id` makes ids of ASCII letters, digits,
+    `_` and `-`; `now_ms` gives the time since epoch.
     `max_body_bytes` is the bound that the connection has: it reads no more, so it must not be waited for.
     """
 
@@ -78,6 +103,7 @@ class Gateway:
         ready: Callable[[], bool],
         sealed: Callable[[], bool],
         new_request_id: Callable[[], str],
+        now_ms: Callable[[], int],
         max_body_bytes: int,
     ) -> None:
         self._max_body_bytes = max_body_bytes
@@ -88,6 +114,8 @@ class Gateway:
         self._sealed = sealed
         self._ready = ready
         self._new_request_id = new_request_id
+        self._now_ms = now_ms
+        self._traits = _ConfiguredTraits()
         self._relays: set[Relay] = set()
         self._stopping = False
         self._log = get_logger("exchange")
@@ -143,15 +171,12 @@ class Gateway:
     async def _exchange(
         self, request: _Request, access: Access, snapshot: Snapshot, operation: Operation, body: bytes | None
     ) -> None:
-        limits = snapshot.config.limits
         exchange = Exchange(
             operation,
-            snapshot.catalog,
+            self._settings(access, snapshot),
             request_id=request.id,
-            limits=ExchangeLimits(limits.max_event_bytes, limits.max_answer_bytes),
-            hidden=self._client.secrets,
-            ask_usage={name: upstream.ask_usage for name, upstream in snapshot.config.upstreams.items()},
-            may_call=partial(may_call, access.key),
+            now_s=self._now_ms() // 1000,
+            client_headers=tuple(request.scope["headers"]),
         )
         over_rate = self._door.grant(access, trio.current_time())
         if self._stopping:
@@ -180,6 +205,16 @@ class Gateway:
             self._relays.discard(relay)
             self._account(request, access.key, result)
 
+    def _settings(self, access: Access, snapshot: Snapshot) -> Settings:
+        limits = snapshot.config.limits
+        return Settings(
+            catalog=snapshot.catalog,
+            traits=self._traits.of(snapshot.config),
+            may_call=partial(may_call, access.key),
+            limits=ExchangeLimits(limits.max_event_bytes, limits.max_answer_bytes),
+            hidden=self._client.secrets,
+        )
+
     def _account(self, request: _Request, key: KeyRecord, result: RelayResult) -> None:
         """The one line that a request leaves behind. No text of a prompt or an answer is in it."""
         record, usage = result.record, result.record.usage
@@ -195,6 +230,8 @@ class Gateway:
             model=record.model and mask_keys(record.model)[:128],  # somebody will paste a key there
             upstream=record.upstream,
             upstream_model=record.upstream_model,
+            upstream_protocol=record.upstream_protocol and record.upstream_protocol.value,
+            losses=record.losses,
             stream=record.stream,
             first_byte_ms=_round(result.first_byte_ms),
             latency_ms=_round(result.latency_ms),
@@ -275,13 +312,22 @@ class _Request:
         value = self.id.encode("ascii")
         return ((b"x-request-id", value), (b"request-id", value))
 
+    @property
+    def codec(self) -> Codec:
+        """Whose shape an answer of ours has: the route's, and on routes of both the client's, which says a version."""
+        operation = _OPERATIONS.get(self.scope["raw_path"])
+        if operation is not None:
+            return CODECS[operation.protocol]
+        speaks_messages = header(self.scope, b"anthropic-version") is not None
+        return CODECS[Protocol.MESSAGES if speaks_messages else Protocol.CHAT]
+
     async def respond(
         self, status: int, content_type: tuple[bytes, bytes], body: bytes, *more: tuple[bytes, bytes]
     ) -> None:
         await respond(self.send, status, (content_type, *self.headers, *more), body)
 
     async def refuse(self, problem: Problem, *more: tuple[bytes, bytes]) -> None:
-        await self.respond(problem.status, _JSON, encode_error(problem), *more)
+        await self.respond(problem.status, _JSON, self.codec.encode_error(problem, self.id), *more)
 
     async def turn_away(self, problem: Problem, *more: tuple[bytes, bytes]) -> None:
         """Refuses without keeping any of the body in memory: whoever was not let in cannot fill it."""

@@ -217,6 +217,7 @@ class _Service:
             ready=ready,
             sealed=sealed,
             new_request_id=options.new_request_id,
+            now_ms=now_ms,
             max_body_bytes=limits.max_body_bytes,
         )
 

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from capi_core.aliases import Alias, Catalog, UpstreamModels
-from capi_core.exchange import EndResponse, Exchange, Operation, SendBody, SendRequest, StartResponse, State
+from capi_core.exchange import EndResponse, Exchange, Operation, SendBody, SendRequest, Settings, StartResponse, State
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,7 +30,7 @@ UPSTREAM = [
 
 
 def main() -> None:
-    exchange = Exchange(Operation.CHAT, CATALOG, request_id="req_example")
+    exchange = Exchange(Operation.CHAT, Settings(CATALOG), request_id="req_example")
     carry_out(exchange.receive_request(REQUEST))
     carry_out(exchange.receive_head(200, [(b"content-type", b"text/event-stream")]))
     for chunk in UPSTREAM:

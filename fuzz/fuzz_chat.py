@@ -12,7 +12,7 @@ import json
 from attrs import frozen
 
 from capi_core.errors import LocalError, ProtocolError
-from capi_core.protocols.chat import ChatStream, StreamState, decode_request, encode_request
+from capi_core.protocols.chat.passthrough import ChatStream, StreamState, decode_request, encode_request
 from capi_core.sse import Event, SSEDecoder
 from capi_core.usage import Usage
 

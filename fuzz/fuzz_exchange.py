@@ -10,7 +10,7 @@ import json
 
 from capi_core.aliases import Alias, Catalog, UpstreamModels
 from capi_core.errors import LocalError, Problem
-from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome, State
+from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome, Settings, State
 from capi_core.usage import UsageSource
 from tests.support.playbook import (
     Client,
@@ -74,7 +74,7 @@ def cut(inputs: list[Input]) -> list[Input]:
 
 
 def run(inputs: list[Input], operation: Operation) -> tuple[Exchange, Client]:
-    exchange, client = Exchange(operation, CATALOG, request_id="r", limits=LIMITS, hidden=(SECRET,)), Client()
+    exchange, client = Exchange(operation, Settings(CATALOG, limits=LIMITS, hidden=(SECRET,)), request_id="r"), Client()
     for given in inputs:
         before = exchange.state
         try:

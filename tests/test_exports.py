@@ -46,7 +46,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     """,
     "capi_core.limits": "Buckets Granted RetryAfter TokenBucket problem_rate_limited",
     "capi_core.members": "JSONObject MemberRewriter MembersError decode",
-    "capi_core.protocols.chat": """
+    "capi_core.protocols.chat.passthrough": """
         ChatRequest ChatStream StreamState decode_request encode_request encode_stream_error
     """,
     "capi_core.protocols.embeddings": "EmbeddingsRequest decode_request encode_request",

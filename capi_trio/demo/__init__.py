@@ -5,13 +5,16 @@ Nothing here thinks, and nothing here is random: the same request gets the same 
 - `catalog`: which models there are.
 - `prompt`: a request and a reply as plain data, in no protocol's shape.
 - `script` (with `toolcalls`, `synthesis`, `tokens`): what the model says to a prompt. Pure.
-- `faults`: how a caller asks for trouble. Pure.
+- `faults`, `directive`: how a caller asks for trouble, in a member of the request or in words. Pure.
 - `wire`: a reply's events and the trouble, turned into bytes and pauses. Pure.
 - `answers`: a ready HTTP answer, and the ways to refuse.
-- one module per protocol (`chat_request`, `chat`, `embeddings`): JSON to `Prompt`, `Reply` to JSON.
+- `seal`: reasoning that a client hands back.
+- the protocols, JSON to `Prompt` and `Reply` to JSON: `chat_request`, `completion`, `chat_stream`, `chat`;
+  `messages_request`, `messages`; `responses_request`, `response_object`, `responses`; `embeddings`. They share
+  nothing with the gateway's own codecs, so that a mistake there meets a peer that does not make it too.
 - `app`: the ASGI application: routes, bodies, disconnects, the record that tests read.
 
-Another protocol is one more module beside `chat` and one more line in `app`'s table of routes.
+Another protocol is more modules beside these and one more line in `app`'s table of routes.
 """
 
 from capi_trio.demo.app import DemoProvider, IdCounter, Outcome, RequestRecord

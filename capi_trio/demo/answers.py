@@ -4,7 +4,7 @@ Handlers return an `Answer` or raise `Refused`; `app` sends the one and shapes t
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from capi_core.errors import Problem
 __all__ = [
     "Answer",
     "Drop",
+    "ErrorShape",
     "Pause",
     "Refused",
     "Request",
@@ -69,12 +70,20 @@ class Answer:
 
 @frozen
 class Request:
-    """A request as it came: method in capitals, path without its query, header names in small letters."""
+    """A request as it came: method in capitals, path without its query, header names in small letters.
+
+    `id` is the request's id as the answer's headers give it.
+    """
 
     method: str
     path: str
     headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
     body: bytes = field(repr=False)
+    id: str = ""
+
+    def header(self, name: bytes) -> bytes | None:
+        """The value of the first header of that name (small letters), or None."""
+        return next((value for found, value in self.headers if found == name), None)
 
 
 @frozen
@@ -98,6 +107,9 @@ class Refused(Exception):
         """A refusal with a new problem; `param` is the member of the request that is to blame."""
         return cls(Problem(status, code, message, param=param))
 
+
+# A problem as the body of an error answer, in the shape of a protocol.
+ErrorShape = Callable[[Problem], Mapping[str, object]]
 
 _AT: Final = re.compile(r" - at `\$\.?(.*)`$")
 
@@ -136,9 +148,9 @@ def json_headers(length: int) -> tuple[tuple[bytes, bytes], ...]:
     return ((b"content-type", b"application/json"), (b"content-length", b"%d" % length))
 
 
-def refusal(problem: Problem) -> Answer:
-    """The answer for a problem in OpenAI's shape, with `retry-after` when the problem has one."""
-    answer = json_answer(error_object(problem), problem.status)
+def refusal(problem: Problem, shape: ErrorShape = error_object) -> Answer:
+    """The answer for a problem in a protocol's shape (OpenAI's), with `retry-after` when the problem has one."""
+    answer = json_answer(shape(problem), problem.status)
     if problem.retry_after_s is None:
         return answer
     retry_after = (b"retry-after", b"%d" % problem.retry_after_s)

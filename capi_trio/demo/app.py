@@ -16,10 +16,21 @@ import trio
 from attrs import evolve, field, frozen
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
 
-from capi_core.errors import Problem
 from capi_trio.asgi import ResetConnectionError
-from capi_trio.demo import catalog, chat, embeddings
-from capi_trio.demo.answers import Answer, Drop, Pause, Refused, Request, World, Write, json_answer, refusal
+from capi_trio.demo import catalog, chat, embeddings, messages, responses
+from capi_trio.demo.answers import (
+    Answer,
+    Drop,
+    ErrorShape,
+    Pause,
+    Refused,
+    Request,
+    World,
+    Write,
+    error_object,
+    json_answer,
+    refusal,
+)
 
 __all__ = ["DemoProvider", "IdCounter", "Outcome", "RequestRecord"]
 
@@ -73,13 +84,17 @@ class IdCounter:
 Handler = Callable[[Request, World], Answer]
 
 
+def _openai(_request: Request) -> ErrorShape:
+    return error_object
+
+
 @frozen
 class Route:
     """Who answers a path, and in which shape its refusals go out."""
 
     method: str
     handler: Handler
-    refuse: Callable[[Problem], Answer] = refusal
+    shape_for: Callable[[Request], ErrorShape] = _openai
 
 
 def _models(_request: Request, _world: World) -> Answer:
@@ -101,6 +116,9 @@ _MODEL: Final = Route("GET", _model)
 _ROUTES: Final[Mapping[str, Route]] = {
     catalog.CHAT_ENDPOINT: Route("POST", chat.answer),
     catalog.EMBEDDINGS_ENDPOINT: Route("POST", embeddings.answer),
+    catalog.RESPONSES_ENDPOINT: Route("POST", responses.answer),
+    "/messages": Route("POST", messages.answer, messages.error_shape),
+    "/messages/count_tokens": Route("POST", messages.count_tokens, messages.error_shape),
     _MODELS: Route("GET", _models),
     _HEALTH: Route("GET", _healthz),
 }
@@ -110,9 +128,9 @@ class DemoProvider:
     """The application.
 
     `clock` gives Unix seconds; `new_id` a new id that starts with the prefix it is given. With `api_key`, requests
-    need it as their Bearer token. `pace_s` is the pause between content events of a stream, in seconds, unless the
-    request says otherwise. `requests` holds the latest `kept_records` requests that ended; `active` is how many
-    are in progress.
+    need it as their Bearer token or `x-api-key`. `pace_s` is the pause between content events of a stream, in
+    seconds, unless the request says otherwise. `requests` holds the latest `kept_records` requests that ended;
+    `active` is how many are in progress.
 
     Nothing is raised out of a request but `ResetConnectionError`, and that only because the client asked for it.
     """
@@ -166,14 +184,13 @@ class DemoProvider:
         self._changed = trio.Event()
 
     def _answer(self, request: Request) -> Answer:
-        path = request.path.removeprefix("/v1")
-        route = _MODEL if path.startswith(f"{_MODELS}/") else _ROUTES.get(path)
+        path, route = _route_of(request)
         try:
             if path != _HEALTH:
                 self._authenticate(request)
             return _matching(route, request).handler(request, self._world)
         except Refused as refused:
-            answer = (route.refuse if route else refusal)(refused.problem)
+            answer = _refuse(refused, request)
             if route is None or answer.status != 405:
                 return answer
             # RFC 9110 section 15.5.6: a 405 says what is allowed.
@@ -182,11 +199,24 @@ class DemoProvider:
     def _authenticate(self, request: Request) -> None:
         if self._api_key is None:
             return
-        given = next((value for name, value in request.headers if name == b"authorization"), b"")
+        # Of both, Anthropic heeds the header of its own.
+        key, bearer = request.header(b"x-api-key"), request.header(b"authorization")
+        given = bearer if key is None else b"Bearer " + key
         if not given:
             raise Refused.because("You didn't provide an API key.", "missing_api_key", status=401)
         if not hmac.compare_digest(given, b"Bearer " + self._api_key.encode()):
             raise Refused.because("Incorrect API key provided.", "invalid_api_key", status=401)
+
+
+def _route_of(request: Request) -> tuple[str, Route | None]:
+    """The path without its version, and who answers it, if anyone does."""
+    path = request.path.removeprefix("/v1")
+    return path, _MODEL if path.startswith(f"{_MODELS}/") else _ROUTES.get(path)
+
+
+def _refuse(refused: Refused, request: Request) -> Answer:
+    _, route = _route_of(request)
+    return refusal(refused.problem, (route.shape_for if route else _openai)(request))
 
 
 def _matching(route: Route | None, request: Request) -> Route:
@@ -228,17 +258,17 @@ class _Exchange:
         )
 
     async def run(self, answer: Callable[[Request], Answer], world: World, max_body_bytes: int) -> None:
-        request_id = world.new_id("req_")
+        request = Request(self._method, self._path, self._headers, b"", world.new_id("req_"))
         try:
             body = await self._read_body(max_body_bytes)
             if body is None:
                 self._outcome = Outcome.CLIENT_GONE
                 return
             self._body = body
-            reply = answer(Request(self._method, self._path, self._headers, body))
+            reply = answer(evolve(request, body=body))
         except Refused as refused:
-            reply = refusal(refused.problem)
-        await self._deliver(reply, request_id)
+            reply = _refuse(refused, request)
+        await self._deliver(reply, request.id)
 
     async def _read_body(self, limit: int) -> bytes | None:
         """The whole body, or None when the client left. Raises `Refused` (413), after reading it all."""
@@ -283,7 +313,9 @@ class _Exchange:
         step that drops the connection sends what was held back, and there is no end.
         """
         await trio.sleep(answer.delay_s)
-        headers = (*answer.headers, (b"x-request-id", request_id.encode()))
+        # Under both names that official SDKs look for (Anthropic's and OpenAI's).
+        ids = ((b"request-id", request_id.encode()), (b"x-request-id", request_id.encode()))
+        headers = (*answer.headers, *ids)
         await self._send({"type": "http.response.start", "status": answer.status, "headers": headers})
         self._status = answer.status
         held = b""

@@ -6,10 +6,26 @@ from attrs import frozen
 
 from capi_trio.demo.answers import Refused
 
-__all__ = ["CHAT_ENDPOINT", "EMBEDDINGS_ENDPOINT", "MODELS", "Model", "find", "listing", "serving"]
+__all__ = [
+    "CHAT_ENDPOINT",
+    "EMBEDDINGS_ENDPOINT",
+    "MESSAGES_ENDPOINT",
+    "MIN_THINKING_BUDGET",
+    "MODELS",
+    "RESPONSES_ENDPOINT",
+    "Model",
+    "find",
+    "listing",
+    "serving",
+]
 
 CHAT_ENDPOINT: Final = "/chat/completions"
 EMBEDDINGS_ENDPOINT: Final = "/embeddings"
+# With its version: that is how GitHub Copilot's list names it.
+MESSAGES_ENDPOINT: Final = "/v1/messages"
+RESPONSES_ENDPOINT: Final = "/responses"
+
+MIN_THINKING_BUDGET: Final = 1024
 
 # A fixed date (2026-09-01), so that the list is the same bytes on every start.
 _CREATED: Final = 1788220800
@@ -17,7 +33,7 @@ _CREATED: Final = 1788220800
 
 @frozen
 class Model:
-    """One model. Limits are in tokens; `endpoints` are paths without the `/v1` prefix.
+    """One model. Limits are in tokens; `endpoints` are named as in Copilot's list.
 
     `reasons`: thinks before it answers, in deltas of its own. `vision`: accepts images.
     """
@@ -75,13 +91,21 @@ class Model:
         }
         if self.reasons:
             supports["reasoning_effort"] = ["none", "low", "medium", "high"]
+        if self.reasons and MESSAGES_ENDPOINT in self.endpoints:
+            budgets = {"min_thinking_budget": MIN_THINKING_BUDGET, "max_thinking_budget": self.max_output_tokens - 1}
+            supports |= {"thinking": True, "adaptive_thinking": True, **budgets}
         return supports
 
+
+_ALL: Final = (CHAT_ENDPOINT, RESPONSES_ENDPOINT, MESSAGES_ENDPOINT)
 
 MODELS: Final[tuple[Model, ...]] = (
     Model("demo-chat", "Demo Chat", "chat", (CHAT_ENDPOINT,), 128_000, 32_768, vision=True),
     Model("demo-chat-mini", "Demo Chat Mini", "chat", (CHAT_ENDPOINT,), 16_000, 4_096),
     Model("demo-reasoner", "Demo Reasoner", "chat", (CHAT_ENDPOINT,), 128_000, 32_768, reasons=True),
+    Model("demo-claude", "Demo Claude", "chat", (MESSAGES_ENDPOINT,), 200_000, 32_768, reasons=True, vision=True),
+    Model("demo-gpt", "Demo GPT", "chat", (RESPONSES_ENDPOINT,), 200_000, 32_768, reasons=True, vision=True),
+    Model("demo-all", "Demo All", "chat", _ALL, 200_000, 32_768, reasons=True, vision=True),
     Model("demo-embed", "Demo Embed", "embeddings", (EMBEDDINGS_ENDPOINT,), 8_192, 0),
 )
 

@@ -12,13 +12,12 @@ from msgspec import Meta
 
 from capi_trio.demo import catalog
 from capi_trio.demo.answers import Refused
-from capi_trio.demo.faults import Options
-from capi_trio.demo.prompt import Call, JsonMode, Prompt, Role, Tool, ToolChoice, Turn
+from capi_trio.demo.prompt import Call, JsonMode, Prompt, Role, Tool, ToolChoice, Turn, thoughts_for
+from capi_trio.demo.seal import unseal
 
 __all__ = ["ChatRequest", "prompt_of"]
 
 _MAX_STOPS: Final = 4
-_UNLIMITED: Final = 2**31
 
 
 class Part(msgspec.Struct, frozen=True):
@@ -46,6 +45,7 @@ class Message(msgspec.Struct, frozen=True):
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
     name: str | None = None
+    reasoning_opaque: str | None = None
 
 
 class FunctionSpec(msgspec.Struct, frozen=True):
@@ -117,10 +117,6 @@ class ChatRequest(msgspec.Struct, frozen=True):
     demo: object = None
 
 
-# Sentences of reasoning by effort; what is not listed reasons like "medium".
-_THOUGHTS: Final[Mapping[str, int]] = {"none": 0, "minimal": 1, "low": 1, "high": 3, "xhigh": 3, "max": 3}
-_MEDIUM: Final = 2
-
 _ROLES: Final[Mapping[str, Role]] = {
     "system": Role.SYSTEM,
     "developer": Role.SYSTEM,
@@ -131,23 +127,24 @@ _ROLES: Final[Mapping[str, Role]] = {
 }
 
 
-def prompt_of(request: ChatRequest, model: catalog.Model, options: Options) -> Prompt:
+def prompt_of(request: ChatRequest, model: catalog.Model) -> Prompt:
     """The request as a prompt. Raises `Refused` (400) for what OpenAI's server would not take either."""
     turns = tuple(_turns(request.messages, model))
     tools = tuple(_tool(spec.function) for spec in request.tools or ())
+    asked = request.max_completion_tokens or request.max_tokens
     choice, forced, allowed = _tool_choice(request.tool_choice, tools)
     return Prompt(
         model=model.id,
         turns=turns,
-        max_tokens=_max_tokens(request, model, options),
+        max_tokens=min(asked or model.max_output_tokens, model.max_output_tokens),
+        limited=asked is not None,
         tools=tuple(tool for tool in tools if allowed is None or tool.name in allowed),
         tool_choice=choice,
         forced_tool=forced,
         parallel_calls=request.parallel_tool_calls is not False,
         json_mode=_json_mode(request.response_format),
         stop=_stops(request.stop),
-        thoughts=_THOUGHTS.get(request.reasoning_effort or "", _MEDIUM) if model.reasons else 0,
-        events=options.events,
+        thoughts=thoughts_for(request.reasoning_effort) if model.reasons else 0,
     )
 
 
@@ -186,6 +183,8 @@ def _unanswered(unanswered: Mapping[str, str], where: str) -> Refused:
 
 
 def _turn(message: Message, name: str, model: catalog.Model, where: str) -> Turn:
+    if message.reasoning_opaque is not None and unseal(message.reasoning_opaque) is None:
+        raise Refused.because("reasoning_opaque is not this provider's own.", "invalid_reasoning_opaque", where)
     text, images = _content(message.content, where)
     if images and not model.vision:
         raise Refused.because(f"The model `{model.id}` does not accept images.", "unsupported_image", where)
@@ -233,14 +232,6 @@ def _check_offered(names: list[str], tools: tuple[Tool, ...]) -> None:
     if missing or not names:
         message = f"tool_choice names tools that are not in 'tools': {', '.join(missing) or '(none)'}."
         raise Refused.because(message, "invalid_tool_choice", "tool_choice")
-
-
-def _max_tokens(request: ChatRequest, model: catalog.Model, options: Options) -> int:
-    asked = request.max_completion_tokens or request.max_tokens
-    if asked is None and options.events is not None:
-        # Whoever wants so many events gets them all: the model's own limit would cut a long stream short.
-        return _UNLIMITED
-    return min(asked or model.max_output_tokens, model.max_output_tokens)
 
 
 def _json_mode(wanted: ResponseFormat | None) -> JsonMode | None:

@@ -5,10 +5,11 @@ Protocol modules translate to `Prompt` and from `Reply`; the script knows only t
 
 import enum
 from collections.abc import Mapping
+from typing import Final
 
 from attrs import frozen
 
-__all__ = ["Call", "Finish", "JsonMode", "Prompt", "Reply", "Role", "Tool", "ToolChoice", "Turn"]
+__all__ = ["Call", "Finish", "JsonMode", "Prompt", "Reply", "Role", "Tool", "ToolChoice", "Turn", "thoughts_for"]
 
 
 class Role(enum.Enum):
@@ -78,8 +79,9 @@ class JsonMode:
 class Prompt:
     """Everything that decides a reply.
 
-    `max_tokens` limits reasoning, text and calls together. `thoughts` is how many sentences of reasoning
-    come first. `events` forces the number of text pieces (None: as many as the text has words).
+    `max_tokens` limits reasoning, text and calls together; `limited` says whether the caller set it. `thoughts` is
+    how many sentences of reasoning come first. `events` forces the number of text pieces (None: as many as the text
+    has words).
     """
 
     model: str
@@ -93,6 +95,7 @@ class Prompt:
     stop: tuple[str, ...] = ()
     thoughts: int = 0
     events: int | None = None
+    limited: bool = False
 
 
 @frozen
@@ -109,3 +112,13 @@ class Reply:
     reasoning_tokens: int
     completion_tokens: int
     stop_sequence: str | None = None
+
+
+# Sentences of reasoning by effort; what is not listed reasons like "medium".
+_THOUGHTS: Final[Mapping[str, int]] = {"none": 0, "minimal": 1, "low": 1, "high": 3, "xhigh": 3, "max": 3}
+_MEDIUM: Final = 2
+
+
+def thoughts_for(effort: str | None) -> int:
+    """How many sentences of reasoning an effort is worth (none, minimal, low, medium, high, xhigh, max)."""
+    return _THOUGHTS.get(effort or "", _MEDIUM)

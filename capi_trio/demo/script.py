@@ -31,7 +31,8 @@ _KNOWN: Final[tuple[tuple[frozenset[str], str], ...]] = (
     ),
     (
         frozenset({"models"}),
-        "The demo provider has demo-chat, demo-chat-mini, demo-reasoner and demo-embed. "
+        "The demo provider has demo-chat, demo-chat-mini, demo-reasoner, demo-claude, demo-gpt, demo-all and "
+        "demo-embed. "
         "Ask GET /v1/models for the list that your key may use.",
     ),
     (

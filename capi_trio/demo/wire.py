@@ -5,7 +5,7 @@ Every fault lives here, so that a new protocol gets them all.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Literal, TypeVar
 
 import msgspec
@@ -15,6 +15,7 @@ from capi_core.errors import Problem
 from capi_trio.demo.answers import (
     Answer,
     Drop,
+    ErrorShape,
     Pause,
     Step,
     World,
@@ -25,23 +26,29 @@ from capi_trio.demo.answers import (
 )
 from capi_trio.demo.faults import Fault, LineEnd, Options
 
-__all__ = ["FAULT_PROBLEM", "ServerEvent", "stream_answer", "whole_answer"]
+__all__ = ["FAULT_PROBLEM", "ErrorEvent", "EventRole", "ServerEvent", "stream_answer", "whole_answer"]
 
 T = TypeVar("T")
+
+EventRole = Literal["opening", "content", "closing", "terminator"]
 
 
 @frozen
 class ServerEvent:
     """One event of a stream: its data, and its type for protocols that name them.
 
-    `role` tells faults and pacing what it is: "content" is paced and counted, "closing" is what comes after
-    the content, "terminator" is a bare end mark such as [DONE].
+    `role` tells faults and pacing what it is: "content" is paced and counted; "opening" is what comes before the
+    content or, where a protocol has blocks, between it; "closing" is what comes after all of it; "terminator" is
+    what says that nothing follows, such as [DONE].
     """
 
     data: bytes = field(repr=False)
-    role: Literal["opening", "content", "closing", "terminator"]
+    role: EventRole
     name: str | None = None
 
+
+# The protocol's event for a failure in mid-stream, given how many events came before it.
+ErrorEvent = Callable[[int], ServerEvent]
 
 _LINE_ENDS: Final = {LineEnd.LF: b"\n", LineEnd.CRLF: b"\r\n", LineEnd.CR: b"\r"}
 _GARBAGE: Final = b"\x00\xff\xfe\x80"
@@ -52,6 +59,7 @@ _UNSOUND: Final = frozenset(
         Fault.STATUS,
         Fault.RESET,
         Fault.ERROR_EVENT,
+        Fault.FAILED,
         Fault.GARBAGE,
         Fault.BAD_JSON,
         Fault.END,
@@ -63,10 +71,16 @@ _UNSOUND: Final = frozenset(
 FAULT_PROBLEM: Final = Problem(500, "demo_fault", "The demo provider fails here because it was asked to.")
 
 
-def stream_answer(events: Iterable[ServerEvent], error: ServerEvent, options: Options, world: World) -> Answer:
-    """A streamed answer of `events`; `error` is the protocol's event for a failure in mid-stream."""
+def stream_answer(
+    events: Iterable[ServerEvent],
+    error: ErrorEvent,
+    options: Options,
+    world: World,
+    shape: ErrorShape = error_object,
+) -> Answer:
+    """A streamed answer of `events`; `error` makes the event of a failure, `shape` the body of an error answer."""
     if options.fault is Fault.STATUS:
-        return _status(options)
+        return _status(options, shape)
     steps = _Stream(error, options, world).steps(events)
     return Answer(
         status=200,
@@ -77,10 +91,16 @@ def stream_answer(events: Iterable[ServerEvent], error: ServerEvent, options: Op
     )
 
 
-def whole_answer(value: object, options: Options) -> Answer:
-    """An answer with `value` as its whole JSON body."""
+def whole_answer(
+    value: object, options: Options, shape: ErrorShape = error_object, failed: object | None = None
+) -> Answer:
+    """An answer with `value` as its whole JSON body; `failed` is what says that it failed, else an error body."""
     if options.fault is Fault.STATUS:
-        return _status(options)
+        return _status(options, shape)
+    if options.fault is Fault.ERROR_EVENT:
+        value = shape(FAULT_PROBLEM)
+    elif options.fault is Fault.FAILED:
+        value = shape(FAULT_PROBLEM) if failed is None else failed
     headers, steps = _whole(msgspec.json.encode(value), options)
     return Answer(
         status=200,
@@ -91,9 +111,9 @@ def whole_answer(value: object, options: Options) -> Answer:
     )
 
 
-def _status(options: Options) -> Answer:
+def _status(options: Options, shape: ErrorShape) -> Answer:
     problem = evolve(FAULT_PROBLEM, status=options.status, retry_after_s=options.retry_after)
-    return evolve(refusal(problem), sound=False)
+    return evolve(refusal(problem, shape), sound=False)
 
 
 def _head_delay(options: Options) -> float:
@@ -124,8 +144,6 @@ def _whole(body: bytes, options: Options) -> tuple[tuple[tuple[bytes, bytes], ..
         case Fault.GARBAGE:
             length = b"%d" % len(_HTML)
             return ((b"content-type", b"text/html"), (b"content-length", length)), [Write(_HTML)]
-        case Fault.ERROR_EVENT:
-            body = msgspec.json.encode(error_object(FAULT_PROBLEM))
         case Fault.BAD_JSON:
             body = body[:half]
         case Fault.HUGE_EVENT:
@@ -138,7 +156,7 @@ def _whole(body: bytes, options: Options) -> tuple[tuple[tuple[bytes, bytes], ..
 class _Stream:
     """Plays events into steps; knows whether the fault has struck yet."""
 
-    def __init__(self, error: ServerEvent, options: Options, world: World) -> None:
+    def __init__(self, error: ErrorEvent, options: Options, world: World) -> None:
         self._error = error
         self._options = options
         self._fault = options.fault
@@ -150,15 +168,15 @@ class _Stream:
         if self._fault in (Fault.NO_DONE, Fault.NO_BLANK):
             events = (event for event in events if event.role != "terminator")
         content = 0
-        for event, is_last in _with_last(events):
+        for number, (event, is_last) in enumerate(_with_last(events)):
             if event.role == "content":
                 if content and self._pace.seconds:
                     yield self._pace
                 content += 1
             if self._strikes_before(event, content - 1):
                 self._struck = True
-                yield from self._strike()
-                if self._fault in (Fault.RESET, Fault.END, Fault.ERROR_EVENT):
+                yield from self._strike(number)
+                if self._fault in (Fault.RESET, Fault.END, Fault.ERROR_EVENT, Fault.FAILED):
                     return
                 event = self._spoilt(event)
             if self._fault is Fault.COMMENTS:
@@ -171,13 +189,13 @@ class _Stream:
             return False
         return event.role != "content" or index == self._options.at
 
-    def _strike(self) -> Iterator[Step]:
+    def _strike(self, number: int) -> Iterator[Step]:
         """What the fault puts before the event that it strikes."""
         match self._fault:
             case Fault.RESET:
                 yield Drop()
-            case Fault.ERROR_EVENT:
-                yield Write(self._frame(self._error))
+            case Fault.ERROR_EVENT | Fault.FAILED:
+                yield Write(self._frame(self._error(number)))
             case Fault.GARBAGE:
                 yield Write(b"data: " + _GARBAGE + self._end + self._end)
             case Fault.SILENCE:

@@ -8,7 +8,7 @@ from bench.core import admit, naive_body, naive_events, pieces, stream_bytes
 from capi_core.keys import KeyRecord, Tier, format_key, key_hash
 from capi_core.limits import Buckets
 from capi_core.members import JSONObject
-from capi_core.protocols.chat import ChatStream, StreamState
+from capi_core.protocols.chat.passthrough import ChatStream, StreamState
 
 
 def events(stream: bytes) -> list[object]:

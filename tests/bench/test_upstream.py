@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bench.load import ResponseReader, StampFinder
 from bench.upstream import RequestReader, StreamText
-from capi_core.protocols.chat import ChatStream, StreamState
+from capi_core.protocols.chat.passthrough import ChatStream, StreamState
 
 FIRST = b"POST /v1/chat/completions HTTP/1.1\r\nContent-Length: 15\r\n\r\n" + b'{"stream":true}'
 SECOND = b"GET /v1/models HTTP/1.1\r\nhost: x\r\n\r\n"

@@ -6,8 +6,8 @@ import attrs
 import pytest
 
 from capi_core import exchange
-from capi_core.commands import EndResponse, Failure, Operation, Outcome, SendBody, SendRequest, StartResponse
-from capi_core.exchange import _FAILURES
+from capi_core.commands import EndResponse, Operation, Outcome, SendBody, SendRequest, StartResponse
+from capi_core.protocols.kinds import Protocol
 
 COMMANDS = [
     SendRequest("up", Operation.CHAT, (), b"secret prompt"),
@@ -25,14 +25,15 @@ def test_commands_are_frozen_comparable_and_silent_about_bodies(command: exchang
         command.status = 1  # type: ignore[union-attr, misc] # that it cannot is the point
 
 
-def test_every_failure_has_its_answer_and_outcome() -> None:
-    assert set(_FAILURES) == set(Failure)
-    assert all(status >= 500 for status, *_ in _FAILURES.values())
-
-
 def test_outcomes_and_operations_are_told_apart_by_their_values() -> None:
     assert len({outcome.value for outcome in Outcome}) == len(Outcome)
-    assert [operation.value for operation in Operation] == ["/chat/completions", "/embeddings"]
+    assert {operation.value: operation.protocol for operation in Operation} == {
+        "/chat/completions": Protocol.CHAT,
+        "/responses": Protocol.RESPONSES,
+        "/messages": Protocol.MESSAGES,
+        "/messages/count_tokens": Protocol.MESSAGES,
+        "/embeddings": Protocol.CHAT,
+    }
 
 
 def test_an_embedder_finds_everything_in_one_place() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capi_core.aliases import Alias, Catalog, UpstreamModels
+from capi_core.aliases import Alias, Catalog, MayCall, UpstreamModels
 from capi_core.errors import LocalError, Problem
 from capi_core.exchange import (
     EndResponse,
@@ -20,10 +20,13 @@ from capi_core.exchange import (
     Record,
     SendBody,
     SendRequest,
+    Settings,
     StartResponse,
     State,
 )
 from capi_core.headers import upstream_request_headers
+from capi_core.protocols.kinds import Protocol
+from capi_core.routing import UpstreamTraits
 from capi_core.sse import KEEP_ALIVE, encode
 from capi_core.usage import Usage, UsageSource
 from tests.support.playbook import (
@@ -56,16 +59,29 @@ Script = list[Input | Expected]
 
 
 def exchange(operation: Operation = Operation.CHAT, **ask_usage: bool) -> Exchange:
-    return Exchange(operation, CATALOG, request_id="req_1", limits=LIMITS, hidden=(SECRET, b""), ask_usage=ask_usage)
+    traits = {name: UpstreamTraits(ask_usage=asked) for name, asked in ask_usage.items()}
+    settings = Settings(CATALOG, traits, limits=LIMITS, hidden=(SECRET, b""))
+    return Exchange(operation, settings, request_id="req_1")
 
 
 def asked(body: bytes, operation: Operation = Operation.CHAT, *, stream: bool = False) -> SendRequest:
     return SendRequest("lab", operation, upstream_request_headers(stream=stream, request_id="req_1"), body)
 
 
+def only(wanted: str) -> MayCall:
+    return lambda name, allowed_keys: name == wanted
+
+
+EXACT = (b"x-capi-fidelity", b"exact")
+
+
 def head(status: int, *more: tuple[bytes, bytes]) -> StartResponse:
     """The head of a JSON answer; its length is checked by the playbook's client."""
-    return StartResponse(status, ((b"content-type", b"application/json"), *more))
+    exact = (EXACT,) if status < 300 else ()
+    return StartResponse(status, ((b"content-type", b"application/json"), *more, *exact))
+
+
+PLAIN_HEAD = StartResponse(200, ((b"content-type", b"application/json"),))
 
 
 JSON_HEADERS = ((b"content-type", b"application/json"),)
@@ -75,6 +91,7 @@ STREAM_HEAD = StartResponse(
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),
         (b"x-accel-buffering", b"no"),
+        EXACT,
     ),
 )
 
@@ -130,7 +147,7 @@ WHOLE_ANSWERS = {
     ),
     "embeddings": case(
         OK, 200, EMBED, EMBEDDED, Head(200, JSON_HEADERS), Data(b'{"model":"up-2026","usage":{"prompt_tokens":3}}'),
-        Eof(), head(200), SendBody(b'{"model":"fast","usage":{"prompt_tokens":3}}'), EndResponse(),
+        Eof(), PLAIN_HEAD, SendBody(b'{"model":"fast","usage":{"prompt_tokens":3}}'), EndResponse(),
         usage=Usage(uncached_input=3), source=FINAL, make=lambda: exchange(Operation.EMBEDDINGS),
     ),
     "the upstream's own name": case(
@@ -281,7 +298,7 @@ STREAMS = {
     # before the first event: a real status
     "a document instead of a stream": case(
         BROKE, 502, ASK_STREAM, ASKED_STREAM, Head(200, JSON_HEADERS), Data(ANSWER), Eof(), head(502),
-        ErrorBody("upstream_not_a_stream"), EndResponse(), usage=SPENT, source=PARTIAL,
+        ErrorBody("upstream_garbage"), EndResponse(), usage=SPENT, source=PARTIAL,
     ),
     "an error document instead of a stream": case(
         ERR, 503, ASK_STREAM, ASKED_STREAM, Head(200, JSON_HEADERS), Data(ERROR), Eof(), head(503), SendBody(ERROR),
@@ -353,8 +370,7 @@ KEPT_ALIVE = {
     ),
     "then an error status": case(
         ERR, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE), Head(503), KeepAlive(),
-        Data(b'{"error":\n{"message":"x"}}'), Eof(), SendBody(b'data: {"error":\ndata: {"message":"x"}}\n\n'),
-        EndResponse(),
+        Data(b'{"error":\n{"message":"x"}}'), Eof(), ErrorEvent("upstream_error"), EndResponse(),
     ),
     "then an error that is a page": case(
         ERR, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE), Head(503),
@@ -366,7 +382,7 @@ KEPT_ALIVE = {
     ),
     "then a document": case(
         BROKE, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE),
-        Head(200, JSON_HEADERS), Data(ANSWER), Eof(), ErrorEvent("upstream_not_a_stream"), EndResponse(),
+        Head(200, JSON_HEADERS), Data(ANSWER), Eof(), ErrorEvent("upstream_garbage"), EndResponse(),
         usage=SPENT, source=PARTIAL,
     ),
     "then an answer too large": case(
@@ -414,7 +430,7 @@ REFUSALS = {
     ),
     "a model that is not this key's": case(
         Outcome.REFUSED_SCOPE, 403, ASK_STREAM, head(403), ErrorBody("model_not_allowed", "model"), EndResponse(),
-        make=lambda: Exchange(Operation.CHAT, CATALOG, request_id="r", may_call=lambda name, keys: name == "slow"),
+        make=lambda: Exchange(Operation.CHAT, Settings(CATALOG, may_call=only("slow")), request_id="r"),
     ),
     "by the runtime before the body": case(
         Outcome.REFUSED_TOO_LARGE, 413,
@@ -459,7 +475,9 @@ def test_the_playbook(case: Case) -> None:
 def test_the_account_of_a_stream() -> None:
     machine = exchange()
     play(machine, STREAMS["a stream"].script)
-    assert machine.record() == Record(Operation.CHAT, OK, 200, "fast", "lab", "up-2026", True, SPENT, FINAL)
+    assert machine.record() == Record(
+        Operation.CHAT, OK, 200, "fast", "lab", "up-2026", True, SPENT, FINAL, Protocol.CHAT
+    )
 
 
 def test_the_account_of_a_request_that_never_named_a_model() -> None:
@@ -509,7 +527,7 @@ def test_no_text_of_a_request_or_an_answer_is_in_a_repr() -> None:
 
 
 def test_the_defaults_are_roomy() -> None:
-    machine = Exchange(Operation.CHAT, CATALOG, request_id="req_1")
+    machine = Exchange(Operation.CHAT, Settings(CATALOG), request_id="req_1")
     large = b'{"model":"up-2026","x":"%b"}' % (b"x" * 2_000_000)
     play(machine, [ASK, ASKED, Head(), Data(large), Eof(), head(200), out(large), EndResponse()])
 
@@ -542,7 +560,7 @@ def test_the_defaults_are_roomy() -> None:
 )
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_that_came_with_a_success_gets_the_status_it_names(error: bytes, status: int, stream: bool) -> None:
-    machine = Exchange(Operation.CHAT, CATALOG, request_id="req_1")
+    machine = Exchange(Operation.CHAT, Settings(CATALOG), request_id="req_1")
     client = Client()
     body = b'{"error":%b}' % error
     for given_input in (ASK_STREAM if stream else ASK, Head(), Data(encode(body) if stream else body), Eof()):
@@ -553,6 +571,12 @@ def test_an_error_that_came_with_a_success_gets_the_status_it_names(error: bytes
 
 
 # --- secrets ---
+
+
+RETOLD = (
+    b'{"error":{"message":"Incorrect key ***, or ***","type":"invalid_request_error",'
+    b'"param":null,"code":"upstream_error"}}'
+)
 
 
 def leaky(text: bytes) -> bytes:
@@ -566,7 +590,7 @@ def leaky(text: bytes) -> bytes:
         ([ASK, Head(400), Data(leaky(SECRET)[:40]), Data(leaky(SECRET)[40:]), Eof()], leaky(b"***")),
         ([ASK, Head(200), Data(leaky(SECRET)), Eof()], leaky(b"***")),
         ([ASK_STREAM, Head(), Data(encode(leaky(SECRET)))], leaky(b"***")),
-        ([ASK_STREAM, KeepAlive(), Head(400), Data(leaky(SECRET)), Eof()], KEEP_ALIVE + encode(leaky(b"***"))),
+        ([ASK_STREAM, KeepAlive(), Head(400), Data(leaky(SECRET)), Eof()], KEEP_ALIVE + encode(RETOLD)),
         ([ASK_STREAM, Head(), KeepAlive(), Data(encode(leaky(SECRET)))], KEEP_ALIVE + encode(leaky(b"***"))),
     ],
 )

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capi_core.usage import Usage, UsageSource, openai_usage
+from capi_core.usage import (
+    Usage,
+    UsageSource,
+    anthropic_usage,
+    encode_anthropic_usage,
+    encode_responses_usage,
+    merge_anthropic_usage,
+    openai_usage,
+    responses_usage,
+)
 
 
 def read(
@@ -146,3 +155,107 @@ def test_no_bytes_raise(text: bytes) -> None:
 
 def test_where_figures_come_from_is_spelled_as_it_is_stored() -> None:
     assert [source.value for source in UsageSource] == ["upstream_final", "upstream_partial", "none"]
+
+
+known = st.integers(0, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("text", "usage"),
+    [
+        (
+            b'{"input_tokens":10,"input_tokens_details":{"cached_tokens":3,"cache_write_tokens":2},'
+            b'"output_tokens":9,"output_tokens_details":{"reasoning_tokens":4},"total_tokens":19}',
+            Usage(5, 3, 2, 5, 4),
+        ),
+        (b'{"input_tokens":10,"output_tokens":1}', Usage(10, None, None, 1, None)),
+        (b'{"input_tokens":1,"input_tokens_details":{"cached_tokens":3},"output_tokens":null}', Usage(0, 3)),
+        (b'{"total_tokens":5}', None),
+        (b"null", None),
+        (b"[" * 3000, None),
+    ],
+)
+def test_what_responses_reports_is_taken_apart(text: bytes, usage: Usage | None) -> None:
+    assert responses_usage(text) == usage
+
+
+@given(st.builds(Usage, known, known, known | st.none(), known, known))
+def test_what_is_written_for_responses_reads_back_the_same(usage: Usage) -> None:
+    written = encode_responses_usage(usage)
+    assert responses_usage(written) == usage
+    told = msgspec.json.decode(written)
+    assert told["total_tokens"] == told["input_tokens"] + told["output_tokens"]
+
+
+@given(st.builds(Usage, *[known | st.none()] * 5))
+def test_the_counts_that_readers_of_responses_require_are_always_there(usage: Usage) -> None:
+    told = msgspec.json.decode(encode_responses_usage(usage))
+    if usage == Usage():
+        assert told is None
+        return
+    assert told["input_tokens_details"]["cached_tokens"] == (usage.cache_read or 0)
+    assert told["output_tokens_details"]["reasoning_tokens"] == (usage.reasoning or 0)
+
+
+def test_usage_that_is_not_known_is_null_in_responses() -> None:
+    assert encode_responses_usage(None) == encode_responses_usage(Usage()) == b"null"
+
+
+@pytest.mark.parametrize(
+    ("text", "usage"),
+    [
+        (
+            b'{"input_tokens":10,"cache_creation_input_tokens":2,"cache_read_input_tokens":3,"output_tokens":9,'
+            b'"output_tokens_details":{"thinking_tokens":4},"service_tier":"standard"}',
+            Usage(10, 3, 2, 5, 4),
+        ),
+        (b'{"input_tokens":0,"output_tokens":0}', Usage(0, None, None, 0, None)),
+        (
+            b'{"input_tokens":-1,"output_tokens":1,"output_tokens_details":{"thinking_tokens":4}}',
+            Usage(0, output=0, reasoning=4),
+        ),
+        (b'{"output_tokens":null,"output_tokens_details":null}', None),
+        (b"null", None),
+        (b"[" * 3000, None),
+    ],
+)
+def test_what_messages_reports_is_taken_as_it_is_but_for_thinking(text: bytes, usage: Usage | None) -> None:
+    assert anthropic_usage(text) == usage
+
+
+def test_zeros_when_a_message_starts_are_not_known_figures() -> None:
+    assert anthropic_usage(b'{"input_tokens":0,"output_tokens":0}', opening=True) is None
+    assert anthropic_usage(b'{"input_tokens":5,"output_tokens":1}', opening=True) == Usage(5, output=1)
+    cached = b'{"input_tokens":0,"cache_read_input_tokens":9,"cache_creation_input_tokens":0,"output_tokens":0}'
+    assert anthropic_usage(cached, opening=True) == Usage(0, 9, 0)
+
+
+def test_later_figures_of_a_messages_stream_replace_the_earlier_ones() -> None:
+    begun = Usage(5, 3, 2, 1, 0)
+    assert merge_anthropic_usage(begun, Usage(output=9)) == Usage(5, 3, 2, 9, None)
+    assert merge_anthropic_usage(begun, Usage(6, 4, 1, 9, 8)) == Usage(6, 4, 1, 9, 8)
+    assert merge_anthropic_usage(begun, Usage(uncached_input=7)) == Usage(7, 3, 2, 1, 0)
+    assert merge_anthropic_usage(None, begun) == merge_anthropic_usage(begun, None) == begun
+    assert merge_anthropic_usage(None, None) is None
+
+
+@given(st.builds(Usage, known, known | st.none(), known | st.none(), known, known | st.none()))
+def test_what_is_written_for_messages_reads_back_the_same(usage: Usage) -> None:
+    assert anthropic_usage(encode_anthropic_usage(usage, whole=True)) == usage
+    assert anthropic_usage(encode_anthropic_usage(usage, whole=False)) == usage
+
+
+@given(st.builds(Usage, *[known | st.none()] * 5))
+def test_what_messages_does_not_require_is_left_out_when_not_known(usage: Usage) -> None:
+    whole = msgspec.json.decode(encode_anthropic_usage(usage, whole=True))
+    told = msgspec.json.decode(encode_anthropic_usage(usage, whole=False))
+    assert whole["output_tokens"] == told["output_tokens"] == (usage.output or 0) + (usage.reasoning or 0)
+    assert whole["input_tokens"] == (usage.uncached_input or 0)
+    assert ("input_tokens" in told) == (usage.uncached_input is not None)
+    assert ("cache_read_input_tokens" in told) == (usage.cache_read is not None)
+    assert ("output_tokens_details" in told) == (usage.reasoning is not None)
+
+
+def test_usage_of_messages_is_never_left_out() -> None:
+    assert encode_anthropic_usage(None, whole=False) == b'{"output_tokens":0}'
+    assert encode_anthropic_usage(None, whole=True) == b'{"input_tokens":0,"output_tokens":0}'

@@ -73,6 +73,7 @@ class World:
             ready=lambda: self.is_ready,
             sealed=lambda: self.is_sealed,
             new_request_id=request_ids(),
+            now_ms=lambda: 1_700_000_000_000,
             max_body_bytes=self.config.limits.max_body_bytes,
         )
 
@@ -380,6 +381,8 @@ async def test_a_chat_goes_to_the_aliass_upstream_and_its_answer_comes_back(auto
         "model": "fast",
         "upstream": "up",
         "upstream_model": "org/m-1",
+        "upstream_protocol": "chat",
+        "losses": 0,
         "stream": False,
         "first_byte_ms": 0.0,
         "latency_ms": 0.0,

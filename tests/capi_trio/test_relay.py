@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from capi_core.aliases import Alias, Catalog, UpstreamModels
 from capi_core.errors import Problem
-from capi_core.exchange import Command, Exchange, Failure, Operation, Outcome, SendBody, State
+from capi_core.exchange import Command, Exchange, Failure, Operation, Outcome, SendBody, Settings, State
 from capi_core.usage import Usage, UsageSource
 from capi_trio.relay import Relay, RelayResult, RelayTimeouts
 from tests.support import fakes
@@ -48,7 +48,7 @@ class Play:
     ) -> None:
         self.up = FakeUpstream(reply)
         self.peer = peer or FakePeer(delay)
-        self.exchange = exchange or Exchange(Operation.CHAT, CATALOG, request_id="req_1")
+        self.exchange = exchange or Exchange(Operation.CHAT, Settings(CATALOG), request_id="req_1")
         self.body = msgspec.json.encode({"model": model, "messages": [], "stream": stream})
         self.asking = fakes.client(self.up)
         self.results: list[RelayResult] = []
@@ -245,7 +245,7 @@ def test_a_client_gets_the_machines_bytes_in_the_machines_order(
     pieces: list[bytes], pauses: list[float], delays: list[float], model: str
 ) -> None:
     """However the upstream's pieces and the client's sends fall together."""
-    machine = Exchange(Operation.CHAT, CATALOG, request_id="req_1")
+    machine = Exchange(Operation.CHAT, Settings(CATALOG), request_id="req_1")
     machine.receive_request(msgspec.json.encode({"model": model, "messages": [], "stream": True}))
     machine.receive_head(200, [(b"content-type", b"text/event-stream")])
     commands = [command for piece in pieces for command in machine.receive_data(piece)] + machine.receive_eof()
@@ -393,7 +393,7 @@ class _Faulty(Exchange):
 async def test_a_fault_of_our_own_gives_the_client_an_end(autojump_clock: MockClock, stream: bool) -> None:
     kind = "text/event-stream" if stream else "application/json"
     reply = Reply([chunk("a"), 1.0, chunk("b"), math.inf], headers=(("content-type", kind),))
-    play = Play(reply, stream=stream, exchange=_Faulty(Operation.CHAT, CATALOG, request_id="req_1"))
+    play = Play(reply, stream=stream, exchange=_Faulty(Operation.CHAT, Settings(CATALOG), request_id="req_1"))
     with capture_logs() as logs:
         result = await play.run()
     assert play.closed_at == 1

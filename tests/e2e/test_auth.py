@@ -172,7 +172,7 @@ def test_a_model_that_keeps_its_own_list_is_denied_to_others(keys: Keys) -> None
 
 
 def test_each_key_sees_the_models_that_it_may_call(keys: Keys) -> None:
-    real = {"demo-chat", "demo-chat-mini", "demo-reasoner", "demo-embed"}
+    real = {"demo-chat", "demo-chat-mini", "demo-reasoner", "demo-embed", "demo-claude", "demo-gpt", "demo-all"}
     assert keys.models(keys.narrow) == ["fast"]
     assert set(keys.models(keys.anyone)) == {"fast"} | real
     assert set(keys.models(keys.vip)) == {"fast", "vip"} | real

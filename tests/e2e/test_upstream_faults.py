@@ -128,7 +128,7 @@ FAULTS: Final[Mapping[str, tuple[Script, Wanted, Wanted]]] = {
     "does_not_stream": (
         saying(answer(b'{"choices":[]}')),
         OK,
-        (502, "upstream_not_a_stream", "upstream_broke"),
+        (502, "upstream_garbage", "upstream_broke"),
     ),
     "streams_nothing": (
         saying(sse_head(), chunked()),

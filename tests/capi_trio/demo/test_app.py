@@ -21,11 +21,14 @@ from trio.testing import MockClock
 from capi_trio.asgi import ResetConnectionError
 from capi_trio.demo import DemoProvider, IdCounter, Outcome
 from capi_trio.demo.answers import Request
+from capi_trio.demo.catalog import MODELS
 from tests.support.asgi_harness import connect
 
 HI = [{"role": "user", "content": "hi"}]
 CHAT = "/v1/chat/completions"
 ASK = {"model": "demo-chat", "messages": HI}
+CLAUDE = {"model": "demo-claude", "messages": HI, "max_tokens": 99}
+VERSION = [("anthropic-version", "2023-06-01")]
 KEY = "sk-upstream-secret"
 
 Errors = dict[str, dict[str, str | None]]
@@ -46,18 +49,25 @@ async def test_every_route_is_there_with_and_without_its_version(autojump_clock:
     async with connect(provider()) as client:
         listed = await client.request("GET", f"{prefix}/models")
         models = [Model.model_validate(model) for model in listed.json(Listing).data]
-        assert [model.id for model in models] == ["demo-chat", "demo-chat-mini", "demo-reasoner", "demo-embed"]
+        assert [model.id for model in models] == [model.id for model in MODELS]
         model = await client.request("GET", f"{prefix}/models/demo-chat")
         assert Model.model_validate_json(model.body) == models[0]
         chat = await client.request("POST", f"{prefix}/chat/completions", ASK)
         assert chat.json(dict[str, object])["object"] == "chat.completion"
         embedded = await client.request("POST", f"{prefix}/embeddings", {"model": "demo-embed", "input": "x"})
         assert embedded.json(dict[str, object])["object"] == "list"
+        responded = await client.request("POST", f"{prefix}/responses", {"model": "demo-gpt", "input": "hi"})
+        assert responded.json(dict[str, object])["object"] == "response"
+        message = await client.request("POST", f"{prefix}/messages", CLAUDE, VERSION)
+        assert message.json(dict[str, object])["type"] == "message"
+        counted = await client.request("POST", f"{prefix}/messages/count_tokens", CLAUDE, VERSION)
+        assert counted.json(dict[str, int]).keys() == {"input_tokens"}
         health = await client.request("GET", "/healthz")
         assert health.json(dict[str, str]) == {"status": "ok"}
-        for response in (listed, model, chat, embedded, health):
+        for response in (listed, model, chat, embedded, responded, message, counted, health):
             assert (response.status, response.headers["content-type"]) == (200, "application/json")
             assert response.headers["x-request-id"].startswith("req_")
+            assert response.headers["request-id"] == response.headers["x-request-id"]
 
 
 async def test_head_gives_the_headers_of_get(autojump_clock: MockClock) -> None:
@@ -101,6 +111,41 @@ async def test_refusals_have_openais_shape_and_leave_the_connection_usable(
         assert (await client.request("GET", "/healthz")).status == 200
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status", "kind"),
+    [
+        ("GET", "/v1/messages", b"", 405, "invalid_request_error"),
+        ("POST", "/v1/messages", b"{", 400, "invalid_request_error"),
+        ("POST", "/v1/messages", b'{"messages":[{"role":"tool"}]}', 400, "invalid_request_error"),
+        ("POST", "/v1/messages", b'{"model":"claude-12"}', 404, "not_found_error"),
+        ("POST", "/v1/messages/count_tokens", b"{", 400, "invalid_request_error"),
+        ("POST", "/messages", b" " * 2000, 413, "request_too_large"),
+    ],
+)
+async def test_refusals_of_messages_have_anthropics_shape(
+    autojump_clock: MockClock, method: str, path: str, body: bytes, status: int, kind: str
+) -> None:
+    async with connect(provider(max_body_bytes=1000)) as client:
+        response = await client.request(method, path, body, VERSION)
+        assert response.status == status
+        told = response.json(dict[str, object])
+        assert told.keys() == {"type", "error", "request_id"}
+        assert (told["type"], told["request_id"]) == ("error", response.headers["request-id"])
+        assert msgspec.convert(told["error"], dict[str, str])["type"] == kind
+        refused = await client.request("POST", "/v1/responses", b"{}")
+        assert refused.json(Errors)["error"]["code"] == "missing_required_parameter"
+
+
+async def test_a_wrong_key_is_refused_in_the_shape_of_the_protocol(autojump_clock: MockClock) -> None:
+    async with connect(provider(api_key=KEY)) as client:
+        response = await client.request("POST", "/v1/messages", CLAUDE, VERSION)
+        assert response.status == 401
+        assert msgspec.convert(response.json(dict[str, object])["error"], dict[str, str])["type"] == (
+            "authentication_error"
+        )
+        assert (await client.request("POST", "/v1/messages", CLAUDE, [*VERSION, ("x-api-key", KEY)])).status == 200
+
+
 async def test_a_405_says_what_is_allowed(autojump_clock: MockClock) -> None:
     async with connect(provider()) as client:
         assert (await client.request("GET", CHAT)).headers["allow"] == "POST"
@@ -113,7 +158,8 @@ async def test_a_405_says_what_is_allowed(autojump_clock: MockClock) -> None:
         ([], "missing_api_key"),
         ([("authorization", f"Bearer {KEY}x")], "invalid_api_key"),
         ([("authorization", KEY)], "invalid_api_key"),
-        ([("x-api-key", KEY)], "missing_api_key"),
+        ([("x-api-key", f"{KEY}x")], "invalid_api_key"),
+        ([("x-api-key", "other"), ("authorization", f"Bearer {KEY}")], "invalid_api_key"),
     ],
 )
 async def test_with_a_key_every_other_is_refused(
@@ -132,6 +178,7 @@ async def test_the_key_opens_and_health_needs_none(autojump_clock: MockClock) ->
         bearer = [("Authorization", f"Bearer {KEY}")]
         assert (await client.request("POST", CHAT, ASK, bearer)).status == 200
         assert (await client.request("GET", "/healthz")).status == 200
+        assert (await client.request("POST", CHAT, ASK, [("x-api-key", KEY)])).status == 200
     assert app.requests[0].header(b"authorization") == f"Bearer {KEY}".encode()
     assert app.requests[1].header(b"authorization") is None
 
@@ -281,17 +328,18 @@ async def test_a_websocket_is_turned_away() -> None:
     assert [message["type"] for message in peer.sent] == ["websocket.close"]
 
 
-def http_scope() -> HTTPScope:
+def http_scope(path: str = CHAT) -> HTTPScope:
     return {
-        "type": "http", "asgi": {}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": CHAT,
-        "raw_path": CHAT.encode(), "query_string": b"", "root_path": "", "headers": (), "client": None,
+        "type": "http", "asgi": {}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": path,
+        "raw_path": path.encode(), "query_string": b"", "root_path": "", "client": None,
+        "headers": ((b"anthropic-version", b"2023-06-01"),),
         "server": None, "state": ConnectionState({}), "extensions": {},
     }  # fmt: skip
 
 
-async def call(app: DemoProvider, body: bytes) -> Peer:
+async def call(app: DemoProvider, body: bytes, path: str = CHAT) -> Peer:
     peer = Peer({"type": "http.request", "body": body, "more_body": False})
-    await app(http_scope(), peer.receive, peer.send)
+    await app(http_scope(path), peer.receive, peer.send)
     return peer
 
 
@@ -315,18 +363,43 @@ JSON = st.recursive(
     ),
     max_leaves=12,
 )
+TOOLS = JSON.map(lambda schema: [{"name": "hi", "parameters": schema, "input_schema": schema, "type": "function"}])
+ITEMS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["message", "function_call", "function_call_output", "reasoning"]) | JSON},
+        optional=dict.fromkeys(("role", "content", "call_id", "name", "arguments", "output"), JSON),
+    )
+)
+BLOCKS = st.lists(
+    st.fixed_dictionaries(
+        {"type": st.sampled_from(["text", "image", "tool_use", "tool_result", "thinking"]) | JSON},
+        optional=dict.fromkeys(("text", "id", "name", "input", "tool_use_id", "content", "signature"), JSON),
+    )
+)
 MEMBERS = st.fixed_dictionaries(
     {},
     optional={
-        "messages": st.just(HI) | JSON,
+        "messages": st.just(HI)
+        | JSON
+        | BLOCKS.map(
+            lambda blocks: [*HI, {"role": "assistant", "content": blocks}, {"role": "user", "content": blocks}]
+        ),
+        "input": st.text() | JSON | ITEMS,
+        "system": JSON | BLOCKS,
         "stop": JSON,
+        "stop_sequences": JSON,
         "n": JSON,
         "max_tokens": st.integers(0, 50) | JSON,
+        "max_output_tokens": st.integers(0, 50) | JSON,
         "tools": JSON
+        | TOOLS
         | JSON.map(lambda schema: [{"type": "function", "function": {"name": "hi", "parameters": schema}}]),
-        "tool_choice": st.sampled_from(["none", "auto", "required"]) | JSON,
+        "tool_choice": st.sampled_from(["none", "auto", "required", {"type": "any"}]) | JSON,
+        "thinking": st.just({"type": "adaptive"}) | JSON,
+        "reasoning": st.just({"summary": "auto"}) | JSON,
         "response_format": JSON
         | JSON.map(lambda schema: {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}),
+        "text": JSON | JSON.map(lambda schema: {"format": {"type": "json_schema", "name": "n", "schema": schema}}),
         "demo": JSON,
         "stream": st.booleans() | JSON,
     },
@@ -334,11 +407,12 @@ MEMBERS = st.fixed_dictionaries(
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(members=MEMBERS)
+@given(members=MEMBERS, path=st.sampled_from([CHAT, "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"]))
 async def test_any_json_gets_an_answer_and_never_an_exception(
-    autojump_clock: MockClock, members: dict[str, object]
+    autojump_clock: MockClock, members: dict[str, object], path: str
 ) -> None:
-    peer = await call(provider(), msgspec.json.encode({"model": "demo-chat", "messages": HI} | members))
+    asked: dict[str, object] = {"model": "demo-all", "messages": HI, "input": "hi", "max_tokens": 99}
+    peer = await call(provider(), msgspec.json.encode(asked | members), path)
     first, last = peer.sent[0], peer.sent[-1]
     assert first["type"] == "http.response.start"
     assert first["status"] in (200, 400)

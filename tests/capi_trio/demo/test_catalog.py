@@ -36,6 +36,33 @@ def test_capabilities_differ_as_the_models_do() -> None:
     assert supports("demo-reasoner")["reasoning_effort"] == ["none", "low", "medium", "high"]
     assert "reasoning_effort" not in supports("demo-chat")
     assert supports("demo-embed") == {"dimensions": True}
+    assert supports("demo-claude")["adaptive_thinking"] is True
+    assert (supports("demo-claude")["min_thinking_budget"], supports("demo-claude")["max_thinking_budget"]) == (
+        1024,
+        32_767,
+    )
+    assert supports("demo-all").keys() == supports("demo-claude").keys()
+    assert "adaptive_thinking" not in supports("demo-gpt")
+
+
+@pytest.mark.parametrize(
+    ("model_id", "endpoints"),
+    [
+        ("demo-chat", ["/chat/completions"]),
+        ("demo-claude", ["/v1/messages"]),
+        ("demo-gpt", ["/responses"]),
+        ("demo-all", ["/chat/completions", "/responses", "/v1/messages"]),
+        ("demo-embed", ["/embeddings"]),
+    ],
+)
+def test_each_model_has_its_endpoints_and_no_others(model_id: str, endpoints: list[str]) -> None:
+    assert catalog.find(model_id).describe()["supported_endpoints"] == endpoints
+    for endpoint in ("/chat/completions", "/responses", "/v1/messages", "/embeddings"):
+        if endpoint in endpoints:
+            assert catalog.serving(model_id, endpoint).id == model_id
+        else:
+            with pytest.raises(Refused, match=f"does not support {endpoint}"):
+                catalog.serving(model_id, endpoint)
 
 
 def test_the_list_holds_every_model_once() -> None:

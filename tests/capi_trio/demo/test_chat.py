@@ -242,3 +242,22 @@ def test_a_prompt_over_the_models_limit_is_refused() -> None:
         post(model="demo-chat-mini", messages=[{"role": "user", "content": "x" * 64_001}])
     problem = refused.value.problem
     assert (problem.status, problem.code, problem.param) == (400, "context_length_exceeded", "messages")
+
+
+def test_options_reach_the_answer_from_the_member_or_in_words() -> None:
+    usage = whole(demo={"cached": 2, "cache_write": 1}).usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert (usage.prompt_tokens_details.cached_tokens, usage.prompt_tokens_details.cache_write_tokens) == (2, 1)
+    said = [{"role": "user", "content": 'hi [[demo {"quirks": ["no_usage_details"]}]]'}]
+    choice = whole(messages=said)
+    assert choice.usage is not None
+    assert choice.usage.prompt_tokens_details is None
+    assert "“hi”" in (choice.choices[0].message.content or "")
+
+
+def test_a_model_of_all_protocols_speaks_this_one() -> None:
+    assert (
+        "reasoning_text"
+        in msgspec.json.decode(post(model="demo-all", demo={"quirks": ["reasoning_text"]}))["choices"][0]["message"]
+    )

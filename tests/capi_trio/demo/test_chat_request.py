@@ -6,8 +6,8 @@ import pytest
 from capi_trio.demo import catalog
 from capi_trio.demo.answers import Refused, decode
 from capi_trio.demo.chat_request import ChatRequest, prompt_of
-from capi_trio.demo.faults import Options
 from capi_trio.demo.prompt import Call, JsonMode, Prompt, Role, ToolChoice, Turn
+from capi_trio.demo.seal import seal
 
 HI = [{"role": "user", "content": "hi"}]
 TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in "ab"]
@@ -15,7 +15,7 @@ TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": 
 
 def read(model: str = "demo-chat", **members: object) -> Prompt:
     request = decode(msgspec.json.encode({"messages": HI} | members), ChatRequest)
-    return prompt_of(request, catalog.find(model), Options())
+    return prompt_of(request, catalog.find(model))
 
 
 def refusal(model: str = "demo-chat", **members: object) -> tuple[str, str | None]:
@@ -166,3 +166,15 @@ def test_effort_decides_how_much_a_reasoner_reasons(effort: str | None, thoughts
 @pytest.mark.parametrize("n", [0, 9])
 def test_up_to_eight_choices(n: int) -> None:
     assert refusal(n=n) == ("invalid_type", "n")
+
+
+def test_opaque_reasoning_must_be_the_providers_own() -> None:
+    said = {"role": "assistant", "content": "a", "reasoning_text": "Hm.", "reasoning_opaque": seal("Hm.")}
+    assert read(messages=[*HI, said, *HI]).turns[1] == Turn(Role.ASSISTANT, "a")
+    foreign = said | {"reasoning_opaque": "foreign"}
+    assert refusal(messages=[*HI, foreign]) == ("invalid_reasoning_opaque", "messages[1]")
+
+
+def test_a_limit_that_was_asked_for_is_told_from_the_models_own() -> None:
+    assert not read().limited
+    assert read(max_tokens=5).limited

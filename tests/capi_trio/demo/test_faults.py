@@ -3,7 +3,7 @@
 import pytest
 
 from capi_trio.demo.answers import Refused
-from capi_trio.demo.faults import Fault, LineEnd, Options, UsageStyle, parse_options
+from capi_trio.demo.faults import Fault, LineEnd, Options, Quirk, UsageStyle, parse_options
 
 
 def test_without_the_member_there_is_no_trouble() -> None:
@@ -19,6 +19,9 @@ def test_every_member_is_read() -> None:
         "split": 7,
         "line_end": "cr",
         "usage": "missing",
+        "quirks": ["no_finish", "choices_null"],
+        "cached": 8,
+        "cache_write": 9,
         "fault": "status",
         "at": 2,
         "status": 429,
@@ -30,6 +33,7 @@ def test_every_member_is_read() -> None:
     assert parse_options(member, streaming=True) == Options(
         pace_ms=1.5, events=3, split=7, line_end=LineEnd.CR, usage=UsageStyle.MISSING, fault=Fault.STATUS,
         at=2, status=429, retry_after=2, delay_ms=4, silence_ms=5, size=6,
+        quirks=frozenset({Quirk.NO_FINISH, Quirk.CHOICES_NULL}), cached=8, cache_write=9,
     )  # fmt: skip
 
 
@@ -44,6 +48,9 @@ def test_every_fault_can_be_asked_for_in_a_stream(fault: Fault) -> None:
         {"fault": "explode"},
         {"line_end": "nel"},
         {"usage": "sometimes"},
+        {"quirks": ["whimsical"]},
+        {"quirks": "no_finish"},
+        {"cached": -1},
         {"pace_ms": -1},
         {"events": 100_001},
         {"split": 0},

@@ -1,5 +1,7 @@
 """Every fault, as a client sees it on the wire."""
 
+from typing import Final
+
 import msgspec
 import pytest
 import trio
@@ -237,8 +239,9 @@ async def test_a_reset_after_a_pause_sends_all_that_came_before(autojump_clock: 
 
 
 def answer_of(events: list[ServerEvent]) -> Answer:
-    error = ServerEvent(b"{}", "closing", "error")
-    return stream_answer(events, error, Options(), World(lambda: 0.0, IdCounter(), 0.0))
+    return stream_answer(
+        events, lambda _number: ServerEvent(b"{}", "closing", "error"), Options(), World(lambda: 0.0, IdCounter(), 0.0)
+    )
 
 
 def test_events_with_names_say_them() -> None:
@@ -248,3 +251,136 @@ def test_events_with_names_say_them() -> None:
 
 def test_a_stream_of_no_events_has_no_body() -> None:
     assert list(answer_of([]).steps) == []
+
+
+# The other protocols: the model, the path, what a request needs, and the names of a stream's events.
+OTHERS: Final[dict[str, tuple[str, str, dict[str, object]]]] = {
+    "messages": ("demo-claude", "/v1/messages", {"messages": HI, "max_tokens": 500}),
+    "responses": ("demo-gpt", "/v1/responses", {"input": HI, "reasoning": {"effort": "none"}}),
+}
+VERSION = [("anthropic-version", "2023-06-01")]
+TERMINATORS = {"messages": "message_stop", "responses": "response.completed"}
+# What comes before the first content event, and after the last.
+BEFORE = {"messages": 3, "responses": 4}
+AFTER = {"messages": 3, "responses": 4}
+
+
+async def ask_in(protocol: str, stream: bool = True, /, **demo: object) -> Response:
+    model, path, members = OTHERS[protocol]
+    app = provider()
+    async with connect(app) as client:
+        request = {"model": model, "stream": stream, "demo": {"events": 4} | demo, **members}
+        response = await client.request("POST", path, request, VERSION)
+    sound = demo.get("fault") in (None, "slow_head", "silence", "huge_event", "comments", "keepalive", "crlf")
+    assert app.requests[0].outcome is (Outcome.COMPLETED if sound else Outcome.FAULTED)
+    return response
+
+
+def names(response: Response) -> list[str]:
+    """The `event:` lines of a stream, each the type of its data."""
+    lines = response.body.decode(errors="replace").splitlines()
+    return [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+
+
+protocols = pytest.mark.parametrize("protocol", OTHERS)
+
+
+@protocols
+async def test_every_protocol_names_its_events_and_ends_with_its_terminator(
+    autojump_clock: MockClock, protocol: str
+) -> None:
+    response = await ask_in(protocol)
+    assert response.complete
+    assert names(response) == [msgspec.json.decode(data)["type"] for data in event_data(response.body)]
+    assert len(names(response)) == BEFORE[protocol] + 4 + AFTER[protocol]
+    assert names(response)[-1] == TERMINATORS[protocol]
+
+
+@protocols
+@pytest.mark.parametrize("stream", [True, False])
+async def test_every_protocol_has_status(autojump_clock: MockClock, protocol: str, *, stream: bool) -> None:
+    response = await ask_in(protocol, stream, fault="status", status=529, retry_after=2)
+    assert (response.status, response.headers["retry-after"]) == (529, "2")
+    kind = "overloaded_error" if protocol == "messages" else "server_error"
+    assert f'"type":"{kind}"' in response.body.decode()
+    assert (await ask_in(protocol, stream, fault="slow_head", delay_ms=1500)).headed_at == 1.5
+
+
+@protocols
+@pytest.mark.parametrize("fault", ["reset", "end"])
+@pytest.mark.parametrize("at", [0, 2, 1000])
+async def test_every_protocol_can_be_cut_short(autojump_clock: MockClock, protocol: str, fault: str, at: int) -> None:
+    response = await ask_in(protocol, fault=fault, at=at)
+    assert response.complete is (fault == "end")
+    sent = BEFORE[protocol] + (at if at < 4 else 4 + AFTER[protocol] - (2 if protocol == "messages" else 1))
+    assert len(names(response)) == sent
+    assert TERMINATORS[protocol] not in names(response)
+
+
+@protocols
+async def test_every_protocol_can_lack_its_terminator(autojump_clock: MockClock, protocol: str) -> None:
+    response = await ask_in(protocol, fault="no_done")
+    assert names(response) == names(await ask_in(protocol))[:-1]
+    assert response.body.endswith(b"\n\n")
+    torn = await ask_in(protocol, fault="no_blank")
+    assert names(torn) == names(response)
+    assert torn.body.endswith(b"}\n")
+    assert not torn.body.endswith(b"\n\n")
+
+
+@protocols
+@pytest.mark.parametrize("fault", ["error_event", "failed"])
+async def test_every_protocol_has_an_error_event(autojump_clock: MockClock, protocol: str, fault: str) -> None:
+    response = await ask_in(protocol, fault=fault, at=2)
+    assert response.complete
+    failed = "response.failed" if (protocol, fault) == ("responses", "failed") else "error"
+    assert names(response)[-1] == failed
+    assert len(names(response)) == BEFORE[protocol] + 3
+    last = msgspec.json.decode(event_data(response.body)[-1])
+    match failed, protocol:
+        case "response.failed", _:
+            assert (last["response"]["status"], last["response"]["error"]["code"]) == ("failed", "server_error")
+        case _, "messages":
+            assert (last["error"]["type"], last["request_id"]) == ("api_error", response.headers["request-id"])
+        case _:
+            assert (last["code"], last["param"], last["sequence_number"]) == ("demo_fault", None, 6)
+
+
+@protocols
+async def test_every_protocol_fails_whole_with_status_200(autojump_clock: MockClock, protocol: str) -> None:
+    body = (await ask_in(protocol, False, fault="error_event")).json(dict[str, object])
+    assert body["error"]
+    assert body.get("type") == ("error" if protocol == "messages" else None)
+    failed = await ask_in(protocol, False, fault="failed")
+    assert failed.status == 200
+    assert failed.json(dict[str, object]).get("status") == ("failed" if protocol == "responses" else None)
+
+
+@protocols
+async def test_every_protocol_can_be_spoilt(autojump_clock: MockClock, protocol: str) -> None:
+    clean = await ask_in(protocol)
+    struck = BEFORE[protocol] + 1
+    garbage = await ask_in(protocol, fault="garbage")
+    assert names(garbage) == names(clean)
+    assert b"\xff" in garbage.chunks[struck].data
+    cut = event_data((await ask_in(protocol, fault="bad_json")).body)
+    with pytest.raises(msgspec.DecodeError):
+        msgspec.json.decode(cut[struck])
+    huge = event_data((await ask_in(protocol, fault="huge_event", size=5000)).body)
+    assert [len(data) == 5000 for data in huge].index(True) == struck
+    assert msgspec.json.decode(huge[struck])["type"] == names(clean)[struck]
+
+
+@protocols
+async def test_every_protocol_can_be_slow_and_odd(autojump_clock: MockClock, protocol: str) -> None:
+    clean = await ask_in(protocol)
+    silent = await ask_in(protocol, fault="silence", silence_ms=30_000)
+    assert (silent.body, silent.chunks[-1].at - silent.headed_at) == (clean.body, 30)
+    comments = await ask_in(protocol, fault="comments")
+    assert comments.body.count(b": ping\n\n") == len(names(clean))
+    keepalive = await ask_in(protocol, fault="keepalive", silence_ms=100, delay_ms=40)
+    assert keepalive.body.replace(b": keep-alive\n\n", b"") == clean.body
+    assert (await ask_in(protocol, fault="crlf")).body == clean.body.replace(b"\n", b"\r\n")
+    assert (await ask_in(protocol, split=3)).body == clean.body
+    paced = await ask_in(protocol, pace_ms=250)
+    assert paced.chunks[-1].at - paced.headed_at == 0.75

@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.members import JSONObject
-from capi_core.protocols.chat import ChatStream, StreamState, decode_request, encode_request, encode_stream_error
+from capi_core.protocols.chat.passthrough import (
+    ChatStream,
+    StreamState,
+    decode_request,
+    encode_request,
+    encode_stream_error,
+    pass_through,
+    read,
+)
+from capi_core.protocols.openai import encode_error
 from capi_core.sse import SSEDecoder
 from capi_core.usage import Usage
 from tests.support.trickle import assert_split_invariant
@@ -733,3 +742,65 @@ def test_a_problem_can_be_told_inside_a_stream() -> None:
     (data,) = payloads(encode_stream_error(Problem(502, "upstream_broke", "it broke\nhere")))
     assert data is not None
     assert json.loads(data)["error"]["code"] == "upstream_broke"
+
+
+# ===== both at once =====
+
+
+@pytest.mark.parametrize(
+    ("body", "ask_usage", "sent", "swallows"),
+    [
+        (b'{"model":"m","stream":true}', True, b'{"model":"up","stream":true,"stream_options":%b}' % ASKS, True),
+        (b'{"model":"m","stream":true}', False, b'{"model":"up","stream":true}', False),
+        (
+            b'{"model":"m","stream":true,"stream_options":%b}' % ASKS,
+            True,
+            b'{"model":"up","stream":true,"stream_options":%b}' % ASKS,
+            False,
+        ),
+    ],
+)
+def test_a_stream_passes_with_its_usage_asked_for_and_swallowed(
+    body: bytes, ask_usage: bool, sent: bytes, swallows: bool
+) -> None:
+    passage = pass_through(
+        read(body), upstream_model="up", public_name="pub", ask_usage=ask_usage, max_event_bytes=1 << 16
+    )
+    assert (passage.body, passage.machine is None) == (sent, False)
+    assert passage.machine is not None
+    usage = b'data: {"model":"up","choices":[],"usage":{"prompt_tokens":1}}\n\n'
+    assert passage.machine.receive_data(usage) == (b"" if swallows else usage.replace(b"up", b"pub"))
+    assert passage.machine.usage == Usage(1)
+
+
+def test_a_request_without_a_stream_has_no_machine_and_is_asked_for_nothing() -> None:
+    passage = pass_through(
+        read(b'{"model":"m"}'), upstream_model="m", public_name="m", ask_usage=True, max_event_bytes=9
+    )
+    assert (passage.body, passage.machine) == (b'{"model":"m"}', None)
+
+
+def test_the_same_name_is_left_alone() -> None:
+    request = read(b'{"model":"m","stream":true}')
+    machine = pass_through(
+        request, upstream_model="m", public_name="m", ask_usage=False, max_event_bytes=1 << 16
+    ).machine
+    assert machine is not None
+    dated = b'data: {"model":"m-2026","choices":[]}\n\n'
+    assert machine.receive_data(dated) == dated
+
+
+def test_a_stream_that_cannot_go_on_ends_with_an_error() -> None:
+    stream, problem = ChatStream(), Problem(502, "c", "m")
+    stream.receive_data(b"data: <\n\n")
+    assert stream.state is StreamState.BROKEN
+    assert stream.fail(problem) == encode_stream_error(problem)
+    assert (stream.state, stream.error) == (StreamState.ERRORED, encode_error(problem))
+    assert stream.fail(problem) == stream.receive_data(b"x") == b""
+
+
+def test_a_stream_that_is_over_does_not_fail() -> None:
+    stream = ChatStream()
+    stream.receive_data(b"data: [DONE]\n\n")
+    assert stream.fail(Problem(502, "c", "m")) == b""
+    assert stream.state is StreamState.DONE

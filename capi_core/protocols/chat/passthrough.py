@@ -17,15 +17,16 @@ stream may end:
 
 from __future__ import annotations
 
-import enum
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
-from attrs import frozen
+from attrs import field, frozen
 
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.members import JSONObject, MemberRewriter, MembersError, decode
+from capi_core.protocols.codec import ClientRequest, Passage
 from capi_core.protocols.openai import encode_error, json_string, read_request, required_model, says_error
+from capi_core.protocols.stream import ENDED, StreamState
 from capi_core.sse import Event, SSEDecoder, SSEError, encode
 from capi_core.usage import Usage, openai_usage
 
@@ -39,6 +40,8 @@ __all__ = [
     "decode_request",
     "encode_request",
     "encode_stream_error",
+    "pass_through",
+    "read",
 ]
 
 _T = TypeVar("_T")
@@ -48,18 +51,14 @@ _DONE: Final = b"[DONE]"
 
 
 @frozen
-class ChatRequest:
+class ChatRequest(ClientRequest):
     """What the gateway reads of a Chat Completions request.
 
     `choices` is how many choices the stream will finish (`n`); `asks_usage`: the client itself set
     `stream_options.include_usage`.
     """
 
-    document: JSONObject
-    model: str
-    stream: bool
-    asks_usage: bool
-    choices: int
+    choices: int = field(default=1, kw_only=True)
 
 
 class _StreamOptions(msgspec.Struct):
@@ -84,7 +83,7 @@ _BOOL: Final = msgspec.json.Decoder(bool | None)
 _COUNT: Final = msgspec.json.Decoder(int | None)
 
 
-def decode_request(body: bytes) -> ChatRequest:
+def read(body: bytes) -> ChatRequest:
     """Reads a request body. Raises `ProtocolError` (400) with a `code` and the `param` to blame.
 
     Members that only the upstream understands are not judged here: its own error is better than our guess.
@@ -98,7 +97,31 @@ def decode_request(body: bytes) -> ChatRequest:
         choices = _COUNT.decode(document.get("n") or b"null") or 1
     except msgspec.DecodeError:
         choices = 1
-    return ChatRequest(document, model, stream, asks_usage, max(choices, 1))
+    return ChatRequest(document, model, stream, asks_usage=asks_usage, choices=max(choices, 1))
+
+
+decode_request: Final = read
+
+
+def pass_through(
+    request: ChatRequest, *, upstream_model: str, public_name: str, ask_usage: bool, max_event_bytes: int
+) -> Passage:
+    """The request for an upstream of Chat Completions, and the machine for its stream.
+
+    `ask_usage`: a stream whose client does not want usage is asked for it all the same, and the chunk that carries
+    it is swallowed.
+    """
+    injects = ask_usage and not request.asks_usage
+    body = encode_request(request, upstream_model=upstream_model, inject_usage=request.stream and injects)
+    if not request.stream:
+        return Passage(body, None)
+    machine = ChatStream(
+        public_name=public_name if public_name != upstream_model else None,
+        swallow_usage=injects,
+        choices=request.choices,
+        max_event_bytes=max_event_bytes,
+    )
+    return Passage(body, machine)
 
 
 def encode_request(request: ChatRequest, *, upstream_model: str, inject_usage: bool) -> bytes:
@@ -114,16 +137,6 @@ def encode_request(request: ChatRequest, *, upstream_model: str, inject_usage: b
 def encode_stream_error(problem: Problem) -> bytes:
     """A problem as the last event of a stream: both official SDKs raise `APIError` on it (wire.md 1.4)."""
     return encode(encode_error(problem))
-
-
-class StreamState(enum.Enum):
-    """How far a stream has come; see the theory of operation above."""
-
-    OPEN = enum.auto()
-    FINISHED = enum.auto()
-    DONE = enum.auto()
-    ERRORED = enum.auto()
-    BROKEN = enum.auto()
 
 
 class ChatStream:
@@ -164,7 +177,7 @@ class ChatStream:
         """
         if self.state is StreamState.BROKEN:
             raise LocalError("the stream is broken: it takes no more bytes")
-        if self.state in _ENDED:
+        if self.state in ENDED:
             return b""
         try:
             events = self._decoder.feed(data)
@@ -181,7 +194,7 @@ class ChatStream:
         """
         if self.state is StreamState.BROKEN:
             raise LocalError("the stream is broken: it cannot finish")
-        if self.state in _ENDED:
+        if self.state in ENDED:
             return b""
         events = self._decoder.finish(lenient=True)
         if self._decoder.residue and not _is_whole(events[-1].data):
@@ -191,14 +204,24 @@ class ChatStream:
             self._break("upstream_truncated", "the upstream ended its stream before the answer was complete")
         return tail
 
+    def fail(self, problem: Problem) -> bytes:
+        """The last bytes of a stream that cannot go on: an error event, after which both official SDKs read no more.
+
+        Nothing when the stream has had its end. Ends the machine.
+        """
+        if self.state in (StreamState.DONE, StreamState.ERRORED):
+            return b""
+        self.state, self.error = StreamState.ERRORED, encode_error(problem)
+        return encode(self.error)
+
     def _forward_all(self, events: list[Event]) -> bytes:
         out = [self._forward(event) for event in events]
-        if self._decoder.failed and self.state not in _ENDED:
+        if self._decoder.failed and self.state not in ENDED:
             self._break("upstream_event_too_large", "the upstream sent an event larger than this gateway relays")
         return b"".join(out)
 
     def _forward(self, event: Event) -> bytes:
-        if self.state in _ENDED:
+        if self.state in ENDED:
             return b""
         data = event.data
         if data is None:
@@ -267,7 +290,6 @@ class ChatStream:
 
 
 _NULL: Final = b"null"
-_ENDED: Final = frozenset({StreamState.DONE, StreamState.ERRORED, StreamState.BROKEN})
 _DATALESS_FIELDS: Final = frozenset({b"", b"event", b"id", b"retry"})
 
 
