@@ -37,8 +37,9 @@ lint: $(VENV)/.dev ## Lint, and check the format
 types: $(VENV)/.dev ## Check the types
 	$(PY) -m mypy
 
-docs: $(VENV)/.dev ## Rewrite the tables of docs/configuration.md from the schema
+docs: $(VENV)/.dev ## Rewrite the tables of docs/ that are made from the code
 	$(PY) -m tests.support.config_reference
+	$(PY) -m tests.support.field_matrix
 
 # The core is measured by its own tests alone, so that no test of the runtime covers for one that it lacks.
 cov: $(VENV)/.dev ## Branch coverage: fails below 100 % of a core module by its own test file; reports the rest

@@ -11,6 +11,7 @@ from capi_core.usage import (
     UsageSource,
     anthropic_usage,
     encode_anthropic_usage,
+    encode_openai_usage,
     encode_responses_usage,
     merge_anthropic_usage,
     openai_usage,
@@ -259,3 +260,17 @@ def test_what_messages_does_not_require_is_left_out_when_not_known(usage: Usage)
 def test_usage_of_messages_is_never_left_out() -> None:
     assert encode_anthropic_usage(None, whole=False) == b'{"output_tokens":0}'
     assert encode_anthropic_usage(None, whole=True) == b'{"input_tokens":0,"output_tokens":0}'
+
+
+@given(st.builds(Usage, known, known | st.none(), known | st.none(), known, known | st.none()))
+def test_what_is_written_for_chat_reads_back_the_same(usage: Usage) -> None:
+    """Also what is not known: details that nobody reported are left out."""
+    assert openai_usage(encode_openai_usage(usage)) == usage
+
+
+@given(st.builds(Usage, *[known | st.none()] * 5))
+def test_the_totals_that_readers_of_chat_require_are_always_there(usage: Usage) -> None:
+    told = msgspec.json.decode(encode_openai_usage(usage))
+    assert told["total_tokens"] == told["prompt_tokens"] + told["completion_tokens"]
+    assert ("prompt_tokens_details" in told) == (usage.cache_read is not None or usage.cache_write is not None)
+    assert ("completion_tokens_details" in told) == (usage.reasoning is not None)

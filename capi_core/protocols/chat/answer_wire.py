@@ -145,9 +145,10 @@ _ANNOTATION: Final = msgspec.json.Decoder(_Annotation)
 
 def read_annotation(raw: msgspec.Raw) -> Annotation:
     """A citation, with the page that it cites if it is of a shape that we know."""
+    text = bytes(raw).decode("utf-8", "replace").encode()  # what is passed over unread may be no UTF-8
     try:
-        cited = decode(_ANNOTATION, bytes(raw))[0].url_citation
-    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        cited = decode(_ANNOTATION, text)[0].url_citation
+    except (msgspec.DecodeError, RecursionError):
         cited = None
     cited = cited or _Cited()
-    return Annotation(Protocol.CHAT, bytes(raw), cited.url, cited.title)
+    return Annotation(Protocol.CHAT, text, cited.url, cited.title)

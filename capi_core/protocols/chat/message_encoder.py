@@ -1,13 +1,17 @@
 """Turns as the messages of a Chat request. Source: OpenAI API reference, "Create chat completion"; wire.md 1.1, 1.5,
 1.8.
 
-A result of a tool is a message of its own and has text only, so its images follow in a user message. Results come
-before what else was said in their turn: nothing may stand between them and their calls.
+Neighbouring turns of the assistant's are one message. Each of its calls is answered right behind it, by exactly one
+message; a result of a tool has text only there, so its images follow in a user message. A call without a result is
+answered by a text that says so: servers refuse calls that are left open.
 """
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from capi_core.conversation import (
     Audio,
@@ -31,10 +35,13 @@ from capi_core.errors import ProtocolError
 from capi_core.fidelity import Change, Ledger
 from capi_core.protocols.chat.tool_encoder import wire_name
 from capi_core.protocols.kinds import Protocol
+from capi_core.protocols.messages.call_pairing import PairedCall, pair_calls
 from capi_core.protocols.writing import json_bytes
 from capi_core.target import ReasoningMember
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from capi_core.target import Target
     from capi_core.tool_names import ToolNames
 
@@ -43,56 +50,171 @@ __all__ = ["MessageEncoder"]
 _OPENAI: Final = (Protocol.CHAT, Protocol.RESPONSES)
 _FAILED: Final = "The tool failed: "
 """Before the result of a tool that failed: Chat has no other way to say so."""
+_NO_RESULT: Final = "The tool gave no result: the call was not carried out."
+_MOST_CALL_ID: Final = 40
+"""Characters of a call's id, which OpenAI refuses when it is longer (`string_above_max_length`)."""
+_HEX: Final = 32
+_OPAQUE: Final = "reasoning_opaque"
 
 Part = dict[str, object]
 
 
 class MessageEncoder:
-    """Encodes one conversation's turns, in order."""
+    """Encodes the turns of one conversation: `messages` is there once it is made.
+
+    Raises `ProtocolError` (400) for an image that the model does not take.
+    """
 
     def __init__(self, conversation: Conversation, target: Target, names: ToolNames, ledger: Ledger) -> None:
+        self.messages: list[Part] = []
         self._target = target
         self._names = names
         self._ledger = ledger
         self._openai = conversation.protocol in _OPENAI
+        self._speech: list[Turn] = []
+        self._calls: list[PairedCall] = []
+        self._late: list[object] = []
+        """What results hold that is no text, until the user speaks."""
+        self._taken: set[str] = set()
+        paired = pair_calls(conversation.turns, Ledger())  # its notes are of ids that other upstreams want otherwise
+        self._note_left_over(conversation.turns, paired)
+        for turn, calls in zip(conversation.turns, paired, strict=True):
+            self._turn(turn, calls)
+        self._end_speech()
+        self._add("user", self._taken_late())
 
-    def messages(self, turn: Turn) -> list[Part]:
-        """The messages of one turn; none when nothing is left of it. Raises `ProtocolError` (400) for an image that the
-        model does not take."""
-        match turn.role:
-            case Role.ASSISTANT:
-                return self._assistant(turn)
-            case Role.USER:
-                return self._user(turn)
-            case role:
-                if role is Role.DEVELOPER and not self._target.developer_role:
-                    role = Role.SYSTEM
-                return self._message(role.value, [part for block in turn.blocks for part in self._part(block)])
+    def _note_left_over(self, turns: Iterable[Turn], paired: Iterable[list[PairedCall]]) -> None:
+        answers = {id(one.result) for calls in paired for one in calls}
+        for turn in turns:
+            for block in turn.blocks:
+                if isinstance(block, ToolResult) and id(block) not in answers:
+                    self._ledger.dropped(block.at, "it answers no call before it, or one that has its answer")
 
-    def _message(self, role: str, parts: list[Part]) -> list[Part]:
-        """One text alone is a string, which every server takes."""
+    def _turn(self, turn: Turn, calls: list[PairedCall]) -> None:
+        if turn.role is Role.ASSISTANT:
+            self._speech.append(turn)
+            self._calls += calls
+            return
+        part = self._part if turn.role is Role.USER else self._instruction
+        parts = [one for block in turn.blocks for one in part(block)]
+        if parts or self._calls:
+            self._end_speech()
         if not parts:
-            return []
-        if len(parts) == 1 and parts[0].keys() == {"type", "text"}:
-            return [{"role": role, "content": parts[0]["text"]}]
-        return [{"role": role, "content": parts}]
+            return
+        if turn.role is Role.USER:
+            parts = self._taken_late() + parts
+        role = turn.role
+        if role is Role.DEVELOPER and not self._target.developer_role:
+            role = Role.SYSTEM
+        self._add(role.value, parts)
 
-    def _user(self, turn: Turn) -> list[Part]:
-        messages: list[Part] = []
-        parts: list[Part] = []
-        for block in turn.blocks:
-            if isinstance(block, ToolResult):
-                message, more = self._result(block)
-                messages.append(message)
-                parts += more
-        for block in turn.blocks:
-            parts += self._part(block)
-        return messages + self._message("user", parts)
+    def _add(self, role: str, parts: list[object]) -> None:
+        """One text alone is a string, which every server takes."""
+        match parts:
+            case []:
+                return
+            case [{"type": "text", "text": text, **rest}] if not rest:
+                self.messages.append({"role": role, "content": text})
+            case _:
+                self.messages.append({"role": role, "content": parts})
 
-    def _result(self, result: ToolResult) -> tuple[Part, list[Part]]:
-        """The tool's message, and the parts that a user has to send in its place."""
+    def _taken_late(self) -> list[object]:
+        late, self._late = self._late, []
+        return late
+
+    # -- the assistant's messages -------------------------------------------------------------------------------
+
+    def _end_speech(self) -> None:
+        """Adds the message of the assistant's turns so far, and the results of its calls right behind it."""
+        turns, calls = self._speech, self._calls
+        self._speech, self._calls = [], []
+        ids = [self._call_id(one.call) for one in calls]
+        message = self._assistant(turns, ids)
+        if message is None:
+            return
+        self._add("user", self._taken_late())
+        self.messages.append(message)
+        for paired, wire_id in zip(calls, ids, strict=True):
+            self.messages.append({"role": "tool", "tool_call_id": wire_id, "content": self._answer(paired)})
+
+    def _assistant(self, turns: Iterable[Turn], call_ids: Iterable[str]) -> Part | None:
+        """The message of turns that follow each other; `None` when nothing is left of them."""
+        message: Part = {"role": "assistant", "content": None}
+        thoughts: Part = {}
+        calls: list[Part] = []
+        ids = iter(call_ids)
+        for turn in turns:
+            before: Block | None = None
+            for block in turn.blocks:
+                match block:
+                    case Text():
+                        _put_text(block, before, message)
+                        self._note_cache(block.cache, block.at)
+                    case Refusal():
+                        message["refusal"] = f"{message.get('refusal', '')}{block.text}"
+                    case Reasoning():
+                        self._put_reasoning(block, thoughts)
+                    case ToolCall():
+                        calls.append(self._call(block, next(ids)))
+                    case ToolResult():
+                        pass  # right behind its call, wherever it stands
+                    case _:
+                        self._ledger.dropped(block.at, "an assistant's message has only text and calls here")
+                before = block
+        if calls:
+            message["tool_calls"] = calls
+        if any(value for name, value in message.items() if name != "role"):
+            return message | thoughts
+        for turn in turns:
+            if thoughts:
+                self._ledger.dropped(turn.at, "reasoning that nothing follows is not taken back")
+        return None
+
+    def _put_reasoning(self, block: Reasoning, thoughts: Part) -> None:
+        member = self._target.reasoning_member
+        signature = block.signature
+        if member is ReasoningMember.NONE:
+            self._ledger.dropped(block.at, "this upstream takes no reasoning back")
+            return
+        text = "\n\n".join(filter(None, [str(thoughts.get(member.value, "")), *block.parts]))
+        if text:
+            thoughts[member.value] = text
+        if signature is None or not signature.value:
+            return
+        mine = member is ReasoningMember.REASONING_TEXT and signature.origin is Protocol.CHAT
+        if mine and _OPAQUE not in thoughts:
+            thoughts[_OPAQUE] = signature.value
+        else:
+            self._ledger.dropped(block.at, "only a signature of the upstream's own, one in a message, is taken back")
+
+    def _call(self, call: ToolCall, wire_id: str) -> Part:
+        self._note_cache(call.cache, call.at)
+        name = wire_name(call.tool, call.kind, self._names, self._ledger, call.at)
+        arguments = call.arguments or "{}"
+        if call.kind is ToolKind.CUSTOM:
+            arguments = json_bytes({"input": call.arguments}).decode()
+        return {"id": wire_id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    def _call_id(self, call: ToolCall) -> str:
+        """The call's id, or in place of one that is refused or was there before a digest: the same in every request
+        that repeats the conversation."""
+        wire_id = call.id
+        if not 0 < len(wire_id) <= _MOST_CALL_ID or wire_id in self._taken:
+            digest = hashlib.sha256(f"{call.id}\0{len(self._taken)}".encode("utf-8", "replace")).hexdigest()
+            wire_id = f"call_{digest[:_HEX]}"
+            note = f"the upstream takes call ids of 1 to {_MOST_CALL_ID} characters, each once"
+            self._ledger.add(Change.RENAMED, call.at, note)
+        self._taken.add(wire_id)
+        return wire_id
+
+    def _answer(self, paired: PairedCall) -> str:
+        """The text of a call's result; what else is in it waits until the user speaks."""
+        result = paired.result
+        if result is None:
+            self._ledger.add(Change.SYNTHESISED, paired.call.at, "a call without a result is answered by saying so")
+            return _NO_RESULT
         self._note_cache(result.cache, result.at)
-        texts, more = [], []
+        texts, more = [], list[object]()
         for block in result.content:
             if isinstance(block, Text):
                 self._note_cache(block.cache, block.at)
@@ -101,68 +223,25 @@ class MessageEncoder:
                 more += self._part(block)
         if more:
             self._ledger.add(Change.ALTERED, result.at, "a tool's result has text only: the rest follows as the user's")
-            more.insert(0, {"type": "text", "text": f"This belongs to the result of the tool call {result.call_id}:"})
+            said = f"This belongs to the result of the call of the tool {self._names.wire(paired.call.tool)}:"
+            self._late += [{"type": "text", "text": said}, *more]
         text = "\n".join(texts)
         if result.is_error:
             self._ledger.add(Change.ALTERED, result.at, "that the tool failed is said in the text of its result")
             text = _FAILED + text
-        return {"role": "tool", "tool_call_id": result.call_id, "content": text}, more
-
-    def _assistant(self, turn: Turn) -> list[Part]:
-        message: Part = {"role": "assistant", "content": None}
-        texts: list[str] = []
-        calls: list[Part] = []
-        for block in turn.blocks:
-            match block:
-                case Text():
-                    self._note_cache(block.cache, block.at)
-                    texts.append(block.text)
-                case Refusal():
-                    message["refusal"] = str(message.get("refusal", "")) + block.text
-                case Reasoning():
-                    self._put_reasoning(block, message)
-                case ToolCall():
-                    calls.append(self._call(block))
-                case _:
-                    self._ledger.dropped(block.at, "an assistant's message has only text and calls here")
-        if any(texts):
-            message["content"] = "".join(texts)
-        if calls:
-            message["tool_calls"] = calls
-        if len(message) == 2 and message["content"] is None:
-            return []
-        if message["content"] is None and not calls and "refusal" not in message:
-            message["content"] = ""  # reasoning alone
-        return [message]
-
-    def _put_reasoning(self, block: Reasoning, message: Part) -> None:
-        member = self._target.reasoning_member
-        signature = block.signature
-        if member is ReasoningMember.NONE:
-            self._ledger.dropped(block.at, "this upstream takes no reasoning back")
-            return
-        text = "\n\n".join(filter(None, [str(message.get(member.value, "")), *block.parts]))
-        if text:
-            message[member.value] = text
-        if signature is None:
-            return
-        if member is ReasoningMember.REASONING_TEXT and signature.origin is Protocol.CHAT:
-            message["reasoning_opaque"] = signature.value
-        else:
-            self._ledger.dropped(block.at, "a provider takes only reasoning back that it signed itself")
-
-    def _call(self, call: ToolCall) -> Part:
-        self._note_cache(call.cache, call.at)
-        name = wire_name(call.tool, call.kind, self._names, self._ledger, call.at)
-        arguments = call.arguments or "{}"
-        if call.kind is ToolKind.CUSTOM:
-            arguments = json_bytes({"input": call.arguments}).decode()
-        return {"id": call.id, "type": "function", "function": {"name": name, "arguments": arguments}}
+        return text
 
     # -- parts --------------------------------------------------------------------------------------------------
 
-    def _part(self, block: Block) -> list[Part]:
-        """The part of a user's or a system's message, in a list that is empty when nothing is left of it."""
+    def _instruction(self, block: Block) -> list[object]:
+        """The part of a system or developer message, which have text only."""
+        if isinstance(block, Text | Refusal | ToolResult):
+            return self._part(block)
+        self._ledger.dropped(block.at, "a system message has only text here")
+        return []
+
+    def _part(self, block: Block) -> list[object]:
+        """The part of a user's message, in a list that is empty when nothing is left of it."""
         match block:
             case Text():
                 return self._marked({"type": "text", "text": block.text}, block.cache, block.at) if block.text else []
@@ -175,14 +254,14 @@ class MessageEncoder:
             case Audio():
                 return [{"type": "input_audio", "input_audio": {"data": block.data, "format": block.format}}]
             case ToolResult():
-                return []  # a message of its own
+                return []  # right behind its call, wherever it stands
             case Opaque(protocol=Protocol.CHAT):
-                return []
+                return [msgspec.Raw(block.raw)]
             case _:
                 self._ledger.dropped(block.at, "only its own provider knows it")
                 return []
 
-    def _marked(self, part: Part | None, cache: CacheMark | None, at: str) -> list[Part]:
+    def _marked(self, part: Part | None, cache: CacheMark | None, at: str) -> list[object]:
         if part is None:
             return []
         if cache is not None and self._openai:
@@ -228,8 +307,17 @@ class MessageEncoder:
                 text = f"{document.title}\n\n{source.value}" if document.title else source.value
                 return {"type": "text", "text": text}
             case _:
-                self._ledger.dropped(document.at, "Chat takes files as base64 only")
+                self._ledger.dropped(document.at, "Chat takes files as base64 only, and no empty texts")
                 return None
+
+
+def _put_text(block: Text, before: Block | None, message: Part) -> None:
+    """Texts that follow each other are one, which was cut where its citations are; other texts stand apart."""
+    said = message["content"]
+    if not block.text:
+        return
+    gap = "" if said is None or isinstance(before, Text) else "\n\n"
+    message["content"] = f"{said or ''}{gap}{block.text}"
 
 
 def _no_image(at: str, message: str) -> ProtocolError:

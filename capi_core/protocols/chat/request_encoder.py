@@ -36,12 +36,11 @@ def encode_request(conversation: Conversation, target: Target, ledger: Ledger) -
     """The request for an upstream. Raises `ProtocolError` (400) when nothing is left that could be asked, and for
     images that the model does not take."""
     names = ToolNames()
-    encoder = MessageEncoder(conversation, target, names, ledger)
-    messages = [message for turn in conversation.turns for message in encoder.messages(turn)]
-    if not messages:
+    request: dict[str, object] = {"model": target.model, "messages": []}
+    put_tools(request, conversation.tools, names, ledger)  # before past calls, which may not say of what kind a tool is
+    request["messages"] = MessageEncoder(conversation, target, names, ledger).messages
+    if not request["messages"]:
         raise ProtocolError("nothing is left of the conversation to ask the model", code="empty_conversation")
-    request: dict[str, object] = {"model": target.model, "messages": messages}
-    put_tools(request, conversation.tools, names, ledger)
     put_tool_choice(request, conversation.tool_choice, conversation.tools, names, ledger)
     _put_limits(request, conversation, target, ledger)
     _put_output(request, conversation, target, ledger)
@@ -100,7 +99,7 @@ def _put_identity(request: dict[str, object], conversation: Conversation, ledger
     if conversation.cache_key:
         request["prompt_cache_key"] = short_identity(conversation.cache_key, "$.prompt_cache_key", ledger)
     if conversation.metadata is not None:
-        request["metadata"] = msgspec.Raw(conversation.metadata)
+        ledger.dropped("$.metadata", "OpenAI takes it in Chat for answers that are stored, and none is")
     if conversation.service_tier is not None:
         if conversation.protocol in _OPENAI or conversation.service_tier == "auto":
             request["service_tier"] = conversation.service_tier

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from capi_core.conversation import CustomTool, FunctionTool, HostedTool, Tool, ToolChoice, ToolKind, ToolMode, ToolRef
+from capi_core.errors import ProtocolError
 from capi_core.fidelity import Change, Ledger
+from capi_core.members import JSONObject
 from capi_core.protocols.kinds import Protocol
 from capi_core.tool_names import CUSTOM_INPUT_SCHEMA
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["put_tool_choice", "put_tools", "wire_name"]
 
+_OBJECT: Final = b'"object"'
 _NO_ARGUMENTS: Final = b'{"type":"object","properties":{}}'
 
 
@@ -35,15 +38,17 @@ def wire_name(ref: ToolRef, kind: ToolKind, names: ToolNames, ledger: Ledger, at
 
 def put_tools(request: dict[str, object], tools: Iterable[Tool], names: ToolNames, ledger: Ledger) -> None:
     """Puts the members `tools` and `web_search_options` into `request`."""
-    encoded = []
+    encoded: list[object] = []
+    seen: set[ToolRef] = set()
     for tool in tools:
-        match tool:
-            case FunctionTool():
-                encoded.append(_function(tool, names, ledger))
-            case CustomTool():
-                encoded.append(_custom(tool, names, ledger))
-            case HostedTool():
-                _put_hosted(request, tool, encoded, ledger)
+        if isinstance(tool, HostedTool):
+            _put_hosted(request, tool, encoded, ledger)
+        elif tool.ref in seen:
+            ledger.dropped(tool.at, "a tool of this name came before")
+        else:
+            seen.add(tool.ref)
+            put = _function(tool, names, ledger) if isinstance(tool, FunctionTool) else _custom(tool, names, ledger)
+            encoded.append(put)
     if encoded:
         request["tools"] = encoded
 
@@ -54,7 +59,7 @@ def _function(tool: FunctionTool, names: ToolNames, ledger: Ledger) -> object:
     function: dict[str, object] = {"name": wire_name(tool.ref, ToolKind.FUNCTION, names, ledger, tool.at)}
     if tool.description is not None:
         function["description"] = tool.description
-    function["parameters"] = msgspec.Raw(tool.parameters or _NO_ARGUMENTS)
+    function["parameters"] = msgspec.Raw(_schema(tool.parameters))
     if tool.strict is not None:
         function["strict"] = tool.strict
     return {"type": "function", "function": function}
@@ -70,15 +75,28 @@ def _custom(tool: CustomTool, names: ToolNames, ledger: Ledger) -> object:
     return {"type": "function", "function": function}
 
 
+def _schema(parameters: bytes | None) -> bytes:
+    """OpenAI refuses the schema of an object that does not say which properties it has."""
+    if parameters is None:
+        return _NO_ARGUMENTS
+    try:
+        schema = JSONObject(parameters)
+    except ProtocolError:  # a name twice: the upstream may make of it what it likes
+        return parameters
+    if schema.get("type") == _OBJECT and schema.get("properties") is None:
+        return schema.edit({"properties": b"{}"})
+    return parameters
+
+
 def _put_hosted(request: dict[str, object], tool: HostedTool, encoded: list[object], ledger: Ledger) -> None:
-    if tool.web_search:
-        if tool.protocol is not Protocol.CHAT:
-            ledger.add(Change.ALTERED, tool.at, "the upstream's own web search, with its own options")
-        request["web_search_options"] = msgspec.Raw(tool.raw if tool.protocol is Protocol.CHAT else b"{}")
-    elif tool.protocol is Protocol.CHAT:
-        encoded.append(msgspec.Raw(tool.raw))
-    else:
+    """Web search is not asked for in place of another provider's: OpenAI refuses the whole request for all models but
+    those that are made for it, and agents always have the tool on their list."""
+    if tool.protocol is not Protocol.CHAT:
         ledger.dropped(tool.at, "a tool that only another provider runs")
+    elif tool.web_search:
+        request["web_search_options"] = msgspec.Raw(tool.raw)
+    else:
+        encoded.append(msgspec.Raw(tool.raw))
 
 
 def put_tool_choice(
@@ -94,8 +112,9 @@ def put_tool_choice(
     if choice.parallel is not None:
         request["parallel_tool_calls"] = choice.parallel
     known = {tool.ref for tool in tools if not isinstance(tool, HostedTool)}
-    only = [{"type": "function", "function": {"name": names.wire(ref)}} for ref in choice.only if ref in known]
-    if len(only) < len(choice.only):
+    asked = dict.fromkeys(choice.only)
+    only = [{"type": "function", "function": {"name": names.wire(ref)}} for ref in asked if ref in known]
+    if len(only) < len(asked):
         ledger.dropped("$.tool_choice", "it names a tool that is not among the tools")
     if not only or choice.mode is ToolMode.NONE:
         request["tool_choice"] = choice.mode.value

@@ -41,6 +41,10 @@ def test_a_citation_of_an_unknown_shape_is_kept_raw(raw: bytes) -> None:
     assert read_annotation(msgspec.Raw(raw)) == Annotation(Protocol.CHAT, raw)
 
 
+def test_a_citation_that_is_no_utf8_becomes_some() -> None:
+    assert read_annotation(msgspec.Raw(b'{"type":"\xff"}')).raw == b'{"type":"\xef\xbf\xbd"}'
+
+
 def test_a_citation_names_its_page() -> None:
     raw = b'{"url_citation":{"url":"u","title":"t"}}'
     assert read_annotation(msgspec.Raw(raw)) == Annotation(Protocol.CHAT, raw, "u", "t")

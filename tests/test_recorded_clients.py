@@ -18,7 +18,7 @@ from capi_core.protocols.registry import CODECS
 from capi_core.protocols.responses.history import ResponseHistory
 from capi_core.target import Target
 
-FIXTURES: Final = Path(__file__).parents[2] / "fixtures" / "clients"
+FIXTURES: Final = Path(__file__).parent / "fixtures" / "clients"
 PATHS: Final = {
     "/v1/chat/completions": Protocol.CHAT,
     "/v1/responses": Protocol.RESPONSES,
