@@ -16,6 +16,7 @@ from typing import Final
 import msgspec
 from attrs import frozen
 
+from bench.protocols import PairFigure, measure_pairs, render_pairs
 from bench.report import table
 from bench.upstream import MODEL
 from capi_core.aliases import Alias, Catalog, UpstreamModels
@@ -61,6 +62,7 @@ class CoreFigures(msgspec.Struct, frozen=True):
     bodies: dict[str, list[BodyFigure]]
     access_us: float
     """Finding, judging and counting a caller's key, once."""
+    pairs: list[PairFigure]
 
 
 @frozen
@@ -226,6 +228,7 @@ def measure(*, quick: bool) -> tuple[str, bytes]:
         streams={name: _measure_stream(pieces(stream, size), events, turns) for name, size in cuts.items()},
         bodies={name: _measure_body(body, turns) for name, body in _bodies(_BODY_BYTES).items()},
         access_us=_measure_access(turns),
+        pairs=measure_pairs(events, _READ_BYTES, turns),
     )
     return _render(figures), msgspec.json.encode(figures)
 
@@ -247,6 +250,7 @@ def _render(figures: CoreFigures) -> str:
         ]
         head = ["", "ms", "MB/s", "times as fast", "extra memory / body"]
         parts.append(f"**body of {_BODY_BYTES // 1_000_000} MB, {content}**\n\n" + table(head, rows))
+    parts.append(render_pairs(figures.pairs))
     rows = [["find, look up, decide, scope, rate", f"{figures.access_us:.1f}"]]
     parts.append("**a caller's key**\n\n" + table(["", "us / request"], rows))
     return "\n\n".join(parts)
