@@ -47,6 +47,7 @@ from capi_core.commands import (
     SendRequest,
     StartResponse,
 )
+from capi_core.counting import estimate_request
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.failures import failure_of, own_problem
 from capi_core.planning import Plan, Planner
@@ -96,14 +97,6 @@ class State(enum.Enum):
     DONE = enum.auto()
 
 
-def _no_count(document: JSONObject, model: str) -> bytes:
-    raise ProtocolError(
-        "no upstream of this model counts tokens, and this gateway has no counter",
-        code="count_unavailable",
-        status_hint=501,
-    )
-
-
 @frozen
 class Settings:
     """What an exchange is judged by, besides its request. The same for many requests.
@@ -118,7 +111,7 @@ class Settings:
     may_call: MayCall = anybody
     limits: ExchangeLimits = field(factory=ExchangeLimits)
     hidden: tuple[bytes, ...] = field(default=(), repr=False)
-    count_tokens: Callable[[JSONObject, str], bytes] = _no_count
+    count_tokens: Callable[[JSONObject, str], bytes] = estimate_request
 
 
 class Exchange:
@@ -386,10 +379,11 @@ class Exchange:
 
     def _answer_early_error(self, error: bytes) -> list[Command]:
         """The stream has nothing but an error, in the client's shape by now: it becomes a real HTTP status."""
-        problem = self._codec.decode_error(error, 200)
-        return self._answer(
-            502 if problem is None else problem.status, self._without_secrets(error), Outcome.UPSTREAM_ERROR
-        )
+        status = self._live_plan().answers.error_status(error)
+        problem = own_problem(status)
+        if problem is not None:
+            return self._answer_problem(problem, Outcome.UPSTREAM_ERROR)
+        return self._answer(status, self._without_secrets(error), Outcome.UPSTREAM_ERROR)
 
     def _send(self, out: bytes) -> list[Command]:
         return [*self._start_stream(), SendBody(out)] if out else []
@@ -426,7 +420,7 @@ class Exchange:
 
     def _fidelity(self) -> Headers:
         """What the client is told of the translation: nothing where there is no model's answer to speak of."""
-        if self._plan is None or self._operation is Operation.EMBEDDINGS:
+        if self._plan is None or self._operation in _NOT_GENERATED:
             return ()
         return ((b"x-capi-fidelity", self._plan.answers.ledger.header().encode()),)
 
@@ -443,6 +437,7 @@ class Exchange:
         return False
 
 
+_NOT_GENERATED: Final = frozenset({Operation.EMBEDDINGS, Operation.COUNT_TOKENS})
 _KEEP_ALIVE_STATES: Final = frozenset({State.REQUESTED, State.WAITING, State.HOLDING, State.STREAMING})
 
 _STREAM_HEADERS: Final[Headers] = (

@@ -7,6 +7,7 @@ treats both the same.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from capi_core.protocols.codec import ClientRequest, Codec
     from capi_core.protocols.stream import StreamMachine
     from capi_core.routing import ModelFacts
+    from capi_core.translation import TranslatedStream
     from capi_core.usage import Usage
 
 __all__ = ["Answers", "Plan", "Planner"]
@@ -52,6 +54,7 @@ class _Typed(msgspec.Struct):
 
 
 _TYPED: Final = msgspec.json.Decoder(_Typed)
+_PERHAPS_MESSAGE: Final = re.compile(rb'"type"\s*:\s*"message"')
 
 
 class Answers(Protocol):
@@ -74,6 +77,10 @@ class Answers(Protocol):
 
     def as_stream(self, body: bytes) -> tuple[bytes, Usage | None]:
         """The client's event stream for the upstream's document. Raises `ProtocolError` (502)."""
+        ...
+
+    def error_status(self, error: bytes) -> int:
+        """The HTTP status that the `error` of the machine means."""
         ...
 
 
@@ -106,6 +113,10 @@ class _Passed:
     def as_stream(self, body: bytes) -> tuple[bytes, Usage | None]:
         return self._translation(body).as_stream(body)
 
+    def error_status(self, error: bytes) -> int:
+        problem = self.codec.decode_error(error, 200)
+        return 502 if problem is None else problem.status
+
     def _translation(self, body: bytes) -> Translation:
         codec = CODECS[Wire.MESSAGES] if _is_foreign(self.codec, body) else self.codec
         return Translation(codec, self.codec, self.envelope, self.ledger, ToolNames())
@@ -114,7 +125,7 @@ class _Passed:
 @frozen
 class _Translated:
     translation: Translation
-    machine: StreamMachine | None
+    machine: TranslatedStream | None
 
     @property
     def codec(self) -> Codec:
@@ -129,6 +140,11 @@ class _Translated:
 
     def as_stream(self, body: bytes) -> tuple[bytes, Usage | None]:
         return self._reading(body).as_stream(body)
+
+    def error_status(self, error: bytes) -> int:
+        """As the upstream's protocol has it: the client's may have no word for it."""
+        problem = None if self.machine is None else self.machine.problem
+        return 502 if problem is None else problem.status
 
     def _reading(self, body: bytes) -> Translation:
         if _is_foreign(self.codec, body):
@@ -150,6 +166,9 @@ class _Embedded:
         return PassedAnswer(answer.body, answer.usage, answer.error)
 
     def as_stream(self, body: bytes) -> tuple[bytes, Usage | None]:
+        raise AssertionError("embeddings are never streamed")
+
+    def error_status(self, error: bytes) -> int:
         raise AssertionError("embeddings are never streamed")
 
 
@@ -178,8 +197,10 @@ class Planner:
         return self._translate(client, upstream, request, resolution, facts, traits)
 
     def pass_count(self, request: ClientRequest, resolution: Resolution, traits: UpstreamTraits) -> Plan:
-        """POST /messages/count_tokens as it is."""
-        return self._pass_through(Wire.MESSAGES, request, resolution, traits, Operation.COUNT_TOKENS)
+        """POST /messages/count_tokens as it is. Its answer is a document whatever the request says of streams."""
+        return self._pass_through(
+            Wire.MESSAGES, evolve(request, stream=False), resolution, traits, Operation.COUNT_TOKENS
+        )
 
     def _pass_through(
         self,
@@ -269,7 +290,7 @@ class Planner:
 
 def _is_foreign(codec: Codec, body: bytes) -> bool:
     """Whether a Chat upstream answered as Anthropic does: Copilot does, for some of Claude's models (wire.md 1.8)."""
-    if codec is not CODECS[Wire.CHAT] or b'"choices"' in body:
+    if codec is not CODECS[Wire.CHAT] or not _PERHAPS_MESSAGE.search(body):
         return False
     try:
         return decode(_TYPED, body)[0].type == "message"
@@ -282,7 +303,8 @@ def _lossy(ledger: Ledger, upstream: Wire) -> ProtocolError:
     shown = ", ".join(losses[:_MOST_SHOWN_LOSSES]) + (", ..." if len(losses) > _MOST_SHOWN_LOSSES else "")
     return ProtocolError(
         f"this request would lose {ledger.losses} of its parts on the way into the {upstream.value} protocol "
-        f"({shown}), and the operator has set strict_fidelity for this upstream; leave them out or choose another model",
+        f"({shown}), and the operator has set strict_fidelity for this upstream; leave them out, or choose another "
+        "model",
         code="lossy_translation",
         param=losses[0] if losses else None,
     )

@@ -1,17 +1,18 @@
 """How many tokens a request will be for the model, counted without asking anybody.
 
-It answers `POST /v1/messages/count_tokens` (Anthropic API reference, "Count tokens in a Message"; wire.md 1.3) where the
-upstream has no such endpoint. Only text can be counted exactly, and only with the model's own tokenizer behind
-`TextCounter`; all else is a rule, stated at its constant, and makes the count an estimate (`TokenCount.exact`). What the
-real endpoint refuses to count (files by URL or id, tools that the server runs) is estimated here all the same.
+It answers `POST /v1/messages/count_tokens` (Anthropic API reference, "Count tokens in a Message"; wire.md 1.3) where
+the upstream has no such endpoint. Only text can be counted exactly, and only with the model's own tokenizer behind
+`TextCounter`; all else is a rule, stated at its constant, and makes the count an estimate (`TokenCount.exact`). What
+the real endpoint refuses to count (files by URL or id, tools that the server runs) is estimated here all the same.
 
-The work is linear in the size of the request, about 50 ms per MiB of text with `ESTIMATOR`: a runtime counts large
-requests in a thread.
+The work is linear in the size of the request. `ESTIMATOR` takes about 70 ms per million characters of English, and
+600 ms at worst: a runtime counts large requests in a thread.
 """
 
 from __future__ import annotations
 
 import binascii
+import itertools
 import math
 import re
 import struct
@@ -46,14 +47,14 @@ from capi_core.errors import LocalError
 __all__ = ["ESTIMATOR", "TextCounter", "TokenCount", "count_conversation", "encode_count"]
 
 MESSAGE_TOKENS: Final = 4
-"""Around each turn, call and result: three, and one for the role (OpenAI Cookbook, "How to count tokens with tiktoken")."""
+"""Around each turn, call and result: 3, and 1 for the role (OpenAI Cookbook, "How to count tokens with tiktoken")."""
 REPLY_TOKENS: Final = 3
 """Once: what opens the model's answer (same source)."""
 TOOL_TOKENS: Final = 7
 """Around each tool's name, description and schema (same source, for models since GPT-4o)."""
 TOOLS_TOKENS: Final = 346
 """Once when there are tools: the instructions on their use (Anthropic's pricing of tool use). OpenAI's are shorter; but
-who asks this endpoint reckons with Anthropic's, and takes them off again (wire.md 4)."""
+who asks this endpoint reckons with Anthropic's (wire.md 4)."""
 
 IMAGE_TOKENS: Final = 1_600
 """The most an image takes, and what one of unknown size is taken for (Anthropic's guide to vision)."""
@@ -81,7 +82,7 @@ _MOST_FACTOR: Final = 100.0
 
 
 class TextCounter(Protocol):
-    """Counts the tokens of a text. It is total over `str`, unpaired surrogates included, and is called from any thread."""
+    """Counts the tokens of a text. Takes every `str`, unpaired surrogates included; called from any thread."""
 
     @property
     def exact(self) -> bool:
@@ -136,15 +137,41 @@ class _Estimator:
 
 
 ESTIMATOR: Final[TextCounter] = _Estimator()
-"""Needs no table of tokens. FIGURES"""
+"""Needs no table of tokens; deterministic, and linear in the length of the text.
+
+How far it is from `o200k_base` (from `cl100k_base` where that differs much), measured with splintr 0.22 and beside it
+what a quarter of the UTF-8 bytes would say:
+
+| text | error | bytes / 4 |
+|---|---|---|
+| English | -2 % | +11 % |
+| Markdown | -4 % | +1 % |
+| Python | -2 % | +23 % |
+| JSON, compact | -5 % | -28 % |
+| JSON, indented | -2 % | -32 % |
+| JSON Schema | +3 % | +14 % |
+| HTML | -2 % | -26 % |
+| logs | +3 % | -50 % |
+| hexadecimal | -3 % | -57 % |
+| base64 | -19 % (-23 %) | -63 % |
+| German, French | -27 %, -12 % (-36 %, -28 %) | +10 %, +17 % |
+| Chinese, Japanese | +23 %, +28 % (-8 %, -2 %) | -9 %, -3 % |
+| Korean | -17 % (-50 %) | +11 % |
+| Russian, Greek | +39 %, -8 % (-22 %, -62 %) | +74 %, +27 % |
+| Arabic, Hindi | -5 %, +13 % (-50 %, -66 %) | +21 %, +131 % |
+| emoji | -31 % (-58 %) | -37 % |
+
+Over 31 files that the rule was not made on (C, Python, JavaScript, HTML, JSON, licences, manuals): 4.8 % off on
+average, 12.9 % with a quarter of the bytes.
+"""
 
 
 def count_conversation(conversation: Conversation, counter: TextCounter, *, vendor_factor: float = 1.0) -> TokenCount:
     """Counts all of a request that the model reads: turns, tools and the form that its answer must have.
 
-    `vendor_factor`, above 0 and at most 100: how many of the vendor's tokens one of `counter`'s is. It is for texts only,
-    the constants are in the vendor's tokens. The count is exact when the counter is, the factor is 1 and all is text;
-    OpenAI's overheads are then those of its models. Never raises on any conversation; `LocalError` on another factor.
+    `vendor_factor`, above 0 and at most 100: how many of the vendor's tokens one of `counter`'s is. It is for texts
+    only: the constants are in the vendor's tokens. The count is exact when the counter is, the factor is 1 and all is
+    text, as then the overheads are known too. Never raises on any conversation; `LocalError` on another factor.
     """
     if not 0 < vendor_factor <= _MOST_FACTOR:
         raise LocalError("vendor_factor must be above 0 and at most 100")
@@ -269,8 +296,8 @@ def _decoded(text: str) -> bytes:
 
 
 def _pages(document: bytes, size: int) -> int:
-    found = sum(1 for _ in _PAGE.finditer(document)) or math.ceil(size / _PAGE_BYTES)
-    return min(max(found, 1), _MOST_PAGES)
+    found = sum(1 for _ in itertools.islice(_PAGE.finditer(document), _MOST_PAGES))
+    return found or min(math.ceil(size / _PAGE_BYTES), _MOST_PAGES) or 1
 
 
 def _image_tokens(source: Source) -> int:
@@ -307,19 +334,21 @@ def _pair(form: str, head: bytes, at: int) -> tuple[int, int]:
 
 _FRAMES: Final = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 """JPEG's markers of a frame (ITU-T T.81, table B.1); the three are tables and a reserved one."""
+_FILL: Final = re.compile(rb"\xff+")
+"""What stands before each marker: one such byte, or more (B.1.1.2)."""
 
 
 def _jpeg(head: bytes) -> tuple[int, int]:
     """Goes from segment to segment to the frame's header (ITU-T T.81, B.2.2)."""
     at = 2
-    while True:
-        start, marker, length = struct.unpack_from(">BBH", head, at)
-        if start != 0xFF:
-            return 0, 0
+    while fill := _FILL.match(head, at):
+        at = fill.end()
+        marker, length = struct.unpack_from(">BH", head, at)
         if marker in _FRAMES:
-            height, width = _pair(">HH", head, at + 5)
+            height, width = _pair(">HH", head, at + 4)
             return width, height
-        at += 1 if marker == 0xFF else 2 + length  # 0xFF before a marker is a fill byte
+        at += 1 + length
+    return 0, 0
 
 
 def _webp(head: bytes) -> tuple[int, int]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from capi_core.delta_filters import StopFilter, ToolNameFilter
 from capi_core.deltas import AnswerDelta, End, Failed, Finish, Ping, Reply, UsageReport, assemble
@@ -50,7 +50,7 @@ class Translation:
         if isinstance(result, Failed):
             problem = result.problem
             raise ProtocolError(problem.message, code=problem.code, status_hint=problem.status)
-        return result
+        return evolve(result, usage=reply.usage)  # a cut answer has cost as much as the whole one
 
     def stream(self, *, max_event_bytes: int) -> TranslatedStream:
         """The machine for the upstream's event stream."""
@@ -74,7 +74,11 @@ class Translation:
 
 
 class TranslatedStream:
-    """A `StreamMachine` made of a decoder, filters and an encoder. Made by `Translation.stream`."""
+    """A `StreamMachine` made of a decoder, filters and an encoder. Made by `Translation.stream`.
+
+    `problem`: what `error` tells. An answer that was ended at a stop sequence is DONE while its upstream may go on:
+    nothing of that is sent, and `usage` is still kept up to date.
+    """
 
     def __init__(
         self, translation: Translation, filters: list[ToolNameFilter | StopFilter], max_event_bytes: int
@@ -84,6 +88,7 @@ class TranslatedStream:
         self.chunks = 0
         self.failure: ProtocolError | None = None
         self.error: bytes | None = None
+        self.problem: Problem | None = None
         self._translation = translation
         self._filters = filters
         self._decoder = translation.upstream.stream_decoder(translation.ledger, max_event_bytes=max_event_bytes)
@@ -93,13 +98,13 @@ class TranslatedStream:
         """See `StreamMachine`."""
         if self.state is StreamState.BROKEN:
             raise LocalError("the stream is broken: it takes no more bytes")
-        return b"" if self.state in ENDED else self._translate(self._decoder.receive_data(data))
+        return self._translate(self._decoder.receive_data(data))
 
     def finish(self) -> bytes:
         """See `StreamMachine`."""
         if self.state is StreamState.BROKEN:
             raise LocalError("the stream is broken: it cannot finish")
-        return b"" if self.state in ENDED else self._translate(self._decoder.finish())
+        return self._translate(self._decoder.finish())
 
     def fail(self, problem: Problem) -> bytes:
         """See `StreamMachine`."""
@@ -107,21 +112,20 @@ class TranslatedStream:
         return self._encoder.encode((Failed(problem, upstream=False),))
 
     def _translate(self, deltas: list[AnswerDelta]) -> bytes:
+        self.usage = next((delta.usage for delta in reversed(deltas) if isinstance(delta, UsageReport)), self.usage)
+        if self.state in ENDED:
+            return b""
         for apply in self._filters:
             deltas = apply.apply(deltas)
         for at, delta in enumerate(deltas):
             match delta:
-                case UsageReport():
-                    self.usage = delta.usage
                 case Finish():
                     self.state = StreamState.FINISHED
                 case End():
                     self.state = StreamState.DONE
                 case Failed(problem=problem, upstream=True):
-                    self.state = StreamState.ERRORED
-                    self.error = self._translation.client.encode_error(
-                        problem, self._translation.envelope.request_id
-                    )
+                    self.state, self.problem = StreamState.ERRORED, problem
+                    self.error = self._translation.client.encode_error(problem, self._translation.envelope.request_id)
                 case Failed(problem=problem):
                     self.state = StreamState.BROKEN
                     self.failure = ProtocolError(problem.message, code=problem.code, status_hint=problem.status)

@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import trio
 from attrs import asdict, frozen
 
+from capi_core.counting import count_request
 from capi_core.errors import Problem
 from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome, Settings
 from capi_core.keys import mask_keys, may_call
@@ -24,6 +25,7 @@ from capi_core.protocols.registry import CODECS
 from capi_trio.asgi import BodyTooLargeError, ClientGoneError, drain_body, header, read_body, respond
 from capi_trio.logs import get_logger
 from capi_trio.relay import Relay, RelayTimeouts
+from capi_trio.tokenizers import load_counter, vendor_factor
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from capi_core.config import Config
     from capi_core.headers import Headers
     from capi_core.keys import KeyRecord
+    from capi_core.members import JSONObject
     from capi_core.protocols.codec import Codec
     from capi_core.routing import UpstreamTraits
     from capi_trio.access import Access, Door, OpenDoor
@@ -58,6 +61,8 @@ _OPERATIONS: Final[Mapping[bytes, Operation]] = {
     b"/v1/embeddings": Operation.EMBEDDINGS,
     b"/embeddings": Operation.EMBEDDINGS,
 }
+_COUNTED_AT_ONCE: Final = 64 * 1024
+"""Bytes of a request whose tokens are counted without a thread: some milliseconds."""
 _MODEL_LISTS: Final = frozenset({b"/v1/models", b"/models"})
 _MODEL_PREFIXES: Final = (b"/v1/models/", b"/models/")
 
@@ -185,6 +190,8 @@ class Gateway:
             commands = exchange.refuse(_too_large(self._max_body_bytes), Outcome.REFUSED_TOO_LARGE)
         elif over_rate is not None:
             commands = exchange.refuse(over_rate, Outcome.REFUSED_RATE)
+        elif operation is Operation.COUNT_TOKENS and len(body) > _COUNTED_AT_ONCE:
+            commands = await trio.to_thread.run_sync(exchange.receive_request, body)
         else:
             commands = exchange.receive_request(body)
         relay = Relay(
@@ -213,6 +220,7 @@ class Gateway:
             may_call=partial(may_call, access.key),
             limits=ExchangeLimits(limits.max_event_bytes, limits.max_answer_bytes),
             hidden=self._client.secrets,
+            count_tokens=_count,
         )
 
     def _account(self, request: _Request, key: KeyRecord, result: RelayResult) -> None:
@@ -338,6 +346,11 @@ class _Request:
         except BodyTooLargeError:
             pass  # the refusal is the same
         await self.refuse(problem, *more)
+
+
+def _count(document: JSONObject, model: str) -> bytes:
+    """Tokens by the model's own tokenizer where there is one, else estimated."""
+    return count_request(document, load_counter(model), vendor_factor=vendor_factor(model))
 
 
 def _too_large(limit: int) -> Problem:

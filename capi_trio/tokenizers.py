@@ -32,7 +32,7 @@ _LOADING: Final = threading.Lock()
 
 @frozen
 class _SplintrCounter:
-    """Counts with one of splintr's tables; its cache is bounded and safe for threads. `exact`: it is the model's own."""
+    """Counts with one of splintr's tables; its cache is bounded. `exact`: the table is the model's own."""
 
     exact: bool
     _tokenizer: AnyTokenizer = field(repr=False, alias="tokenizer")
@@ -45,8 +45,11 @@ class _SplintrCounter:
 
 
 def load_counter(model: str) -> TextCounter:
-    """The counter for a model, by any of its names. Models that are not OpenAI's are counted with `o200k_base`, which is
-    then not exact. Without splintr it is `ESTIMATOR`. The first call for a table loads it (up to 0.1 s); any thread."""
+    """The counter for a model, by the name that its provider knows it by.
+
+    Models that are not OpenAI's are counted with `o200k_base`, which is then not exact. Without splintr it is
+    `ESTIMATOR`. The first call for a table loads it, up to 0.1 s. May be called from any thread.
+    """
     name = _bare(model)
     if _CL100K.match(name):
         return _load("cl100k_base", exact=True)

@@ -13,11 +13,13 @@ from capi_trio.cli.admin import admin_commands
 from capi_trio.cli.audit import audit_commands
 from capi_trio.cli.backup import backup_command, restore_command
 from capi_trio.cli.config import config_commands
+from capi_trio.cli.conform import conform_command
 from capi_trio.cli.debug import debug_command
 from capi_trio.cli.keys import keys_commands
 from capi_trio.cli.models import models_command
 from capi_trio.cli.run import demo_command, start_command
 from capi_trio.cli.setup import setup_command
+from capi_trio.cli.translate import translate_command
 
 __all__ = ["main"]
 
@@ -40,6 +42,8 @@ _COMMANDS = (
     restore_command,
     debug_command,
     setup_command,
+    translate_command,
+    conform_command,
 )
 for command in _COMMANDS:
     main.add_command(command)

@@ -12,6 +12,7 @@ import hashlib
 from typing import TYPE_CHECKING, Final
 
 import msgspec
+from attrs import define, field
 
 from capi_core.conversation import (
     Audio,
@@ -40,7 +41,7 @@ from capi_core.protocols.writing import json_bytes
 from capi_core.target import ReasoningMember
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from capi_core.target import Target
     from capi_core.tool_names import ToolNames
@@ -54,9 +55,40 @@ _NO_RESULT: Final = "The tool gave no result: the call was not carried out."
 _MOST_CALL_ID: Final = 40
 """Characters of a call's id, which OpenAI refuses when it is longer (`string_above_max_length`)."""
 _HEX: Final = 32
-_OPAQUE: Final = "reasoning_opaque"
+_APART: Final = "\n\n"
 
 Part = dict[str, object]
+
+
+@define
+class _Speech:
+    """What a message of the assistant's is made of. `opaque`: the signature of its reasoning."""
+
+    texts: list[str] = field(factory=list)
+    refusals: list[str] = field(factory=list)
+    thoughts: list[str] = field(factory=list)
+    calls: list[Part] = field(factory=list)
+    opaque: str = ""
+
+    def say(self, text: str, *, apart: bool) -> None:
+        """Texts that follow each other are one, which was cut where its citations are; others stand apart."""
+        if text and self.texts and apart:
+            self.texts.append(_APART)
+        if text:
+            self.texts.append(text)
+
+    def message(self, member: ReasoningMember) -> Part:
+        """The message, with its reasoning under the name `member`."""
+        message: Part = {"role": "assistant", "content": "".join(self.texts) or None}
+        if any(self.refusals):
+            message["refusal"] = "".join(self.refusals)
+        if self.calls:
+            message["tool_calls"] = self.calls
+        if self.thoughts:
+            message[member.value] = _APART.join(self.thoughts)
+        if self.opaque:
+            message["reasoning_opaque"] = self.opaque
+        return message
 
 
 class MessageEncoder:
@@ -83,7 +115,7 @@ class MessageEncoder:
         self._end_speech()
         self._add("user", self._taken_late())
 
-    def _note_left_over(self, turns: Iterable[Turn], paired: Iterable[list[PairedCall]]) -> None:
+    def _note_left_over(self, turns: Sequence[Turn], paired: Iterable[list[PairedCall]]) -> None:
         answers = {id(one.result) for calls in paired for one in calls}
         for turn in turns:
             for block in turn.blocks:
@@ -135,55 +167,48 @@ class MessageEncoder:
         self._add("user", self._taken_late())
         self.messages.append(message)
         for paired, wire_id in zip(calls, ids, strict=True):
-            self.messages.append({"role": "tool", "tool_call_id": wire_id, "content": self._answer(paired)})
+            self.messages.append({"role": "tool", "tool_call_id": wire_id, "content": self._answer(paired, wire_id)})
 
-    def _assistant(self, turns: Iterable[Turn], call_ids: Iterable[str]) -> Part | None:
+    def _assistant(self, turns: Sequence[Turn], call_ids: Iterable[str]) -> Part | None:
         """The message of turns that follow each other; `None` when nothing is left of them."""
-        message: Part = {"role": "assistant", "content": None}
-        thoughts: Part = {}
-        calls: list[Part] = []
+        speech = _Speech()
         ids = iter(call_ids)
         for turn in turns:
             before: Block | None = None
             for block in turn.blocks:
                 match block:
                     case Text():
-                        _put_text(block, before, message)
+                        speech.say(block.text, apart=not isinstance(before, Text))
                         self._note_cache(block.cache, block.at)
                     case Refusal():
-                        message["refusal"] = f"{message.get('refusal', '')}{block.text}"
+                        speech.refusals.append(block.text)
                     case Reasoning():
-                        self._put_reasoning(block, thoughts)
+                        self._think(block, speech)
                     case ToolCall():
-                        calls.append(self._call(block, next(ids)))
+                        speech.calls.append(self._call(block, next(ids)))
                     case ToolResult():
                         pass  # right behind its call, wherever it stands
                     case _:
                         self._ledger.dropped(block.at, "an assistant's message has only text and calls here")
                 before = block
-        if calls:
-            message["tool_calls"] = calls
-        if any(value for name, value in message.items() if name != "role"):
-            return message | thoughts
-        for turn in turns:
-            if thoughts:
-                self._ledger.dropped(turn.at, "reasoning that nothing follows is not taken back")
+        if speech.calls or any(speech.texts) or any(speech.refusals):
+            return speech.message(self._target.reasoning_member)
+        if speech.thoughts or speech.opaque:
+            self._ledger.dropped(turns[0].at, "reasoning that nothing follows is not taken back")
         return None
 
-    def _put_reasoning(self, block: Reasoning, thoughts: Part) -> None:
+    def _think(self, block: Reasoning, speech: _Speech) -> None:
         member = self._target.reasoning_member
         signature = block.signature
         if member is ReasoningMember.NONE:
             self._ledger.dropped(block.at, "this upstream takes no reasoning back")
             return
-        text = "\n\n".join(filter(None, [str(thoughts.get(member.value, "")), *block.parts]))
-        if text:
-            thoughts[member.value] = text
+        speech.thoughts += filter(None, block.parts)
         if signature is None or not signature.value:
             return
         mine = member is ReasoningMember.REASONING_TEXT and signature.origin is Protocol.CHAT
-        if mine and _OPAQUE not in thoughts:
-            thoughts[_OPAQUE] = signature.value
+        if mine and not speech.opaque:
+            speech.opaque = signature.value
         else:
             self._ledger.dropped(block.at, "only a signature of the upstream's own, one in a message, is taken back")
 
@@ -207,7 +232,7 @@ class MessageEncoder:
         self._taken.add(wire_id)
         return wire_id
 
-    def _answer(self, paired: PairedCall) -> str:
+    def _answer(self, paired: PairedCall, wire_id: str) -> str:
         """The text of a call's result; what else is in it waits until the user speaks."""
         result = paired.result
         if result is None:
@@ -223,7 +248,7 @@ class MessageEncoder:
                 more += self._part(block)
         if more:
             self._ledger.add(Change.ALTERED, result.at, "a tool's result has text only: the rest follows as the user's")
-            said = f"This belongs to the result of the call of the tool {self._names.wire(paired.call.tool)}:"
+            said = f"This belongs to the result of the tool call {wire_id}:"
             self._late += [{"type": "text", "text": said}, *more]
         text = "\n".join(texts)
         if result.is_error:
@@ -309,15 +334,6 @@ class MessageEncoder:
             case _:
                 self._ledger.dropped(document.at, "Chat takes files as base64 only, and no empty texts")
                 return None
-
-
-def _put_text(block: Text, before: Block | None, message: Part) -> None:
-    """Texts that follow each other are one, which was cut where its citations are; other texts stand apart."""
-    said = message["content"]
-    if not block.text:
-        return
-    gap = "" if said is None or isinstance(before, Text) else "\n\n"
-    message["content"] = f"{said or ''}{gap}{block.text}"
 
 
 def _no_image(at: str, message: str) -> ProtocolError:

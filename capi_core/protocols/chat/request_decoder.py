@@ -25,10 +25,11 @@ from capi_core.conversation import (
     ToolRef,
 )
 from capi_core.protocols.chat.message_decoder import read_messages
-from capi_core.protocols.chat.request_wire import CHOICE, REQUEST, TOOL, Choice, NamedTool, Request
+from capi_core.protocols.chat.request_wire import CHOICE, FORMAT, REQUEST, TOOL, Choice, NamedTool, Request
 from capi_core.protocols.kinds import Protocol
 from capi_core.protocols.openai import required_model
 from capi_core.protocols.reading import invalid, read_json, untranslatable
+from capi_core.protocols.writing import json_bytes
 
 if TYPE_CHECKING:
     import msgspec
@@ -62,10 +63,10 @@ def decode_request(document: JSONObject, ledger: Ledger) -> Conversation:
     _note_unread(document, ledger)
     turns = read_messages(request.messages, ledger)
     if not turns:
-        raise invalid("$.messages", "must hold at least one message")
-    tools = _tools(request, ledger)
+        raise invalid("$.messages", "must hold at least one message that is not empty")
+    tools = _tools(request)
     limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    stop = request.stop
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop or ()
     return Conversation(
         protocol=Protocol.CHAT,
         model=required_model(document),
@@ -76,7 +77,7 @@ def decode_request(document: JSONObject, ledger: Ledger) -> Conversation:
         max_output_tokens=limit,
         temperature=request.temperature,
         top_p=request.top_p,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        stop=tuple(sequence for sequence in stop if sequence),
         reasoning=_reasoning(request.reasoning_effort),
         output=_output(request),
         verbosity=request.verbosity,
@@ -88,9 +89,13 @@ def decode_request(document: JSONObject, ledger: Ledger) -> Conversation:
 
 
 def _check(request: Request) -> None:
+    for name in ("max_completion_tokens", "max_tokens", "n"):
+        value = getattr(request, name)
+        if value is not None and value < 1:
+            raise invalid(f"$.{name}", "must be at least 1")
     if request.n is not None and request.n > 1:
         raise untranslatable("$.n", "this upstream's protocol gives one choice: ask several times instead of `n`")
-    if request.modalities is not None and set(request.modalities) != {"text"}:
+    if request.modalities is not None and not {"text"}.issuperset(request.modalities):
         raise untranslatable("$.modalities", "this upstream's protocol has no audio: ask for text only")
 
 
@@ -127,21 +132,24 @@ def _output(request: Request) -> OutputFormat:
     return OutputFormat(kind, schema.name, bytes(schema.schema), schema.strict, schema.description)
 
 
-def _tools(request: Request, ledger: Ledger) -> list[Tool]:
+def _tools(request: Request) -> list[Tool]:
     tools: list[Tool] = []
     for place, raw in enumerate(request.tools or ()):
         at = f"$.tools[{place}]"
         tool = read_json(TOOL, bytes(raw), at)
         if tool.type == "custom" and tool.custom is not None:
-            form = _object(tool.custom.format, f"{at}.custom.format")
-            tools.append(CustomTool(_ref(tool.custom, at), tool.custom.description, form, at=at))
+            tools.append(_custom(tool.custom, at))
         elif tool.type == "function" and tool.function is not None:
-            tools.append(_function(tool.function, at))
+            tools.append(_function(tool.function, at, f"{at}.function"))
         elif tool.type in ("custom", "function"):
             raise invalid(f"{at}.{tool.type}", "must be an object")
+        elif not tool.type:
+            raise invalid(f"{at}.type", "must be the name of a tool type")
         else:
             tools.append(HostedTool(Protocol.CHAT, tool.type[:_MOST_NAME], bytes(raw), at=at))
-    tools += [_function(tool, f"$.functions[{place}]") for place, tool in enumerate(request.functions or ())]
+    for place, function in enumerate(request.functions or ()):
+        at = f"$.functions[{place}]"
+        tools.append(_function(function, at, at))
     search = bytes(request.web_search_options)
     if search and search != _NULL:
         at = "$.web_search_options"
@@ -149,9 +157,24 @@ def _tools(request: Request, ledger: Ledger) -> list[Tool]:
     return tools
 
 
-def _function(tool: NamedTool, at: str) -> FunctionTool:
-    parameters = _object(tool.parameters, f"{at}.function.parameters")
-    return FunctionTool(_ref(tool, at), tool.description, parameters, tool.strict, at=at)
+def _function(tool: NamedTool, at: str, inner: str) -> FunctionTool:
+    """The function of the tool at `at`, whose members are at `inner`."""
+    parameters = _object(tool.parameters, f"{inner}.parameters")
+    return FunctionTool(_ref(tool, inner), tool.description, parameters, tool.strict, at=at)
+
+
+def _custom(tool: NamedTool, at: str) -> CustomTool:
+    """Chat has the grammar one level deeper than Responses; free text is what a custom tool takes anyway."""
+    inner = f"{at}.custom"
+    raw = _object(tool.format, f"{inner}.format")
+    form = None if raw is None else read_json(FORMAT, raw, f"{inner}.format")
+    flat: bytes | None = None
+    if form is not None and form.type != "text":
+        if form.grammar is None:
+            raise invalid(f"{inner}.format", "must be of the type `text`, or have a `grammar`")
+        grammar = form.grammar
+        flat = json_bytes({"type": "grammar", "syntax": grammar.syntax, "definition": grammar.definition})
+    return CustomTool(_ref(tool, inner), tool.description, flat, at=at)
 
 
 def _ref(tool: NamedTool, at: str) -> ToolRef:
@@ -172,7 +195,7 @@ def _object(raw: msgspec.Raw, at: str) -> bytes | None:
 def _tool_choice(request: Request) -> ToolChoice | None:
     at = "$.tool_choice"
     raw = bytes(request.tool_choice)
-    if not raw:
+    if raw in (b"", _NULL):
         at, raw = "$.function_call", bytes(request.function_call)
     choice = read_json(CHOICE, raw or _NULL, at)
     parallel = request.parallel_tool_calls

@@ -11,11 +11,13 @@ import msgspec
 
 __all__ = [
     "CHOICE",
+    "FORMAT",
     "MESSAGE",
     "PART",
     "REQUEST",
     "TOOL",
     "Choice",
+    "CustomFormat",
     "Message",
     "NamedTool",
     "Part",
@@ -87,6 +89,8 @@ class Message(msgspec.Struct):
     reasoning: str | None = None
     reasoning_text: str | None = None
     reasoning_opaque: str | None = None
+    reasoning_details: msgspec.Raw = msgspec.Raw()
+    audio: msgspec.Raw = msgspec.Raw()
 
 
 class NamedTool(msgspec.Struct):
@@ -101,6 +105,18 @@ class Tool(msgspec.Struct):
     type: str = "function"
     function: NamedTool | None = None
     custom: NamedTool | None = None
+
+
+class Grammar(msgspec.Struct):
+    syntax: str
+    definition: str
+
+
+class CustomFormat(msgspec.Struct):
+    """What a custom tool's input must be."""
+
+    type: str
+    grammar: Grammar | None = None
 
 
 class Named(msgspec.Struct):
@@ -162,4 +178,5 @@ REQUEST: Final = msgspec.json.Decoder(Request)
 MESSAGE: Final = msgspec.json.Decoder(Message)
 PART: Final = msgspec.json.Decoder(Part)
 TOOL: Final = msgspec.json.Decoder(Tool)
+FORMAT: Final = msgspec.json.Decoder(CustomFormat)
 CHOICE: Final = msgspec.json.Decoder(str | Choice | None)
