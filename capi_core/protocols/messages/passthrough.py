@@ -261,6 +261,7 @@ class MessagesStream:
         held = self._held.pop(index, None)
         if held is None:
             return b""
+        self._room += sum(map(len, held.texts))
         if len(held.texts) == 1:
             return held.raw
         form = b'{"type":"content_block_delta","index":%d,"delta":{"type":"signature_delta","signature":%b}}'

@@ -181,6 +181,13 @@ def test_signatures_that_wait_are_bounded() -> None:
     assert run(written(start(), *many))[1].state is StreamState.BROKEN
 
 
+def test_signatures_that_were_sent_wait_no_more() -> None:
+    thinking = {"type": "thinking", "thinking": "x", "signature": ""}
+    piece = {"type": "signature_delta", "signature": "x" * (LIMIT // 3)}
+    blocks = [told for index in range(9) for told in block(index, thinking, piece)]
+    assert run(written(start(), *blocks, finish(), STOP))[1].state is StreamState.DONE
+
+
 @pytest.mark.parametrize("usage", [{}, {"usage": None}])
 def test_a_finish_without_figures_gets_those_of_the_start(usage: dict[str, object]) -> None:
     told = event("message_delta", delta={"stop_reason": "end_turn"}, **usage)
