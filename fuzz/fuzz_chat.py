@@ -12,7 +12,7 @@ import json
 from attrs import frozen
 
 from capi_core.errors import LocalError, ProtocolError
-from capi_core.protocols.chat.passthrough import ChatStream, StreamState, decode_request, encode_request
+from capi_core.protocols.chat.passthrough import ChatStream, StreamState, encode_request, read
 from capi_core.sse import Event, SSEDecoder
 from capi_core.usage import Usage
 
@@ -86,11 +86,11 @@ def model_of(data: bytes | None) -> object:
 
 def check_request(body: bytes) -> None:
     try:
-        request = decode_request(body)
+        request = read(body)
     except ProtocolError:  # the body is the peer's
         return
     assert encode_request(request, upstream_model=request.model, inject_usage=False) == body
-    again = decode_request(encode_request(request, upstream_model="up", inject_usage=True))
+    again = read(encode_request(request, upstream_model="up", inject_usage=True))
     assert (again.model, again.asks_usage, again.stream, again.choices) == ("up", True, request.stream, request.choices)
     assert set(request.document.names) | {"stream_options"} == set(again.document.names)
     for name in request.document.names:

@@ -9,11 +9,11 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from attrs import frozen
 
 from capi_core.errors import Problem, ProtocolError
 from capi_core.members import JSONObject, MemberRewriter, decode
-from capi_core.usage import Usage, openai_usage
+from capi_core.protocols.codec import PassedAnswer
+from capi_core.usage import openai_usage
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from capi_core.aliases import ListedModel
 
 __all__ = [
-    "Answer",
     "decode_answer",
     "decode_string",
     "encode_error",
@@ -152,16 +151,7 @@ def says_error(raw: msgspec.Raw) -> bool:
     return bool(raw) and bytes(raw) != b"null"
 
 
-@frozen
-class Answer:
-    """A whole JSON answer, ready for the client. `usage` is `None` when the upstream reported none."""
-
-    body: bytes
-    usage: Usage | None
-    error: bool
-
-
-def decode_answer(body: bytes, *, public_name: str | None) -> Answer:
+def decode_answer(body: bytes, *, public_name: str | None) -> PassedAnswer:
     """Reads an upstream's whole answer; with `public_name` its top-level `model` is replaced, and nothing else.
 
     Raises `ProtocolError` (502) when the body is not a JSON object.
@@ -177,7 +167,7 @@ def decode_answer(body: bytes, *, public_name: str | None) -> Answer:
     if public_name is not None:
         body = MemberRewriter("model", json_string(public_name)).rewrite(body)
     usage = openai_usage(envelope.usage) if envelope.usage else None
-    return Answer(body, usage, says_error(envelope.error))
+    return PassedAnswer(body, usage, says_error(envelope.error))
 
 
 def encode_models(models: Iterable[ListedModel]) -> bytes:

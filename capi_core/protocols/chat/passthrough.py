@@ -37,9 +37,7 @@ __all__ = [
     "ChatRequest",
     "ChatStream",
     "StreamState",
-    "decode_request",
     "encode_request",
-    "encode_stream_error",
     "pass_through",
     "read",
 ]
@@ -100,9 +98,6 @@ def read(body: bytes) -> ChatRequest:
     return ChatRequest(document, model, stream, asks_usage=asks_usage, choices=max(choices, 1))
 
 
-decode_request: Final = read
-
-
 def pass_through(
     request: ChatRequest, *, upstream_model: str, public_name: str, ask_usage: bool, max_event_bytes: int
 ) -> Passage:
@@ -132,11 +127,6 @@ def encode_request(request: ChatRequest, *, upstream_model: str, inject_usage: b
     if inject_usage:
         changes["stream_options"] = _with_usage(request.document.get("stream_options"))
     return request.document.edit(changes) if changes else request.document.text
-
-
-def encode_stream_error(problem: Problem) -> bytes:
-    """A problem as the last event of a stream: both official SDKs raise `APIError` on it (wire.md 1.4)."""
-    return encode(encode_error(problem))
 
 
 class ChatStream:

@@ -36,8 +36,7 @@ def pass_answer(body: bytes, *, public_name: str | None) -> PassedAnswer:
 
     Raises `ProtocolError` (502) when the body is not a JSON object.
     """
-    answer = decode_answer(body, public_name=public_name)
-    return PassedAnswer(answer.body, answer.usage, answer.error)
+    return decode_answer(body, public_name=public_name)
 
 
 def decode_reply(body: bytes, ledger: Ledger) -> Reply:

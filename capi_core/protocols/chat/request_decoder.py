@@ -207,6 +207,8 @@ def _tool_choice(request: Request) -> ToolChoice | None:
         allowed = choice.allowed_tools
         if allowed is None:
             raise invalid(f"{at}.allowed_tools", "must be an object")
+        if not allowed.tools:
+            raise invalid(f"{at}.allowed_tools.tools", "must name at least one tool")
         refs = [_chosen(tool, f"{at}.allowed_tools.tools[{place}]") for place, tool in enumerate(allowed.tools)]
         return ToolChoice(_mode(allowed.mode, f"{at}.allowed_tools.mode"), tuple(refs), parallel)
     return ToolChoice(ToolMode.REQUIRED, (_chosen(choice, at),), parallel)

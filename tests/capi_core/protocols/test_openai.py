@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from capi_core.aliases import ListedModel
 from capi_core.errors import Problem, ProtocolError
+from capi_core.protocols.codec import PassedAnswer
 from capi_core.protocols.openai import (
-    Answer,
     decode_answer,
     decode_string,
     encode_error,
@@ -131,12 +131,12 @@ def test_only_the_top_level_model_of_an_answer_changes() -> None:
         b'"{\\"model\\":\\"up-2026\\"}"}}],"model":"up-2026"}}],"n":1e999, "usage":{"prompt_tokens":3}}\n'
     )
     expected = body.replace(b'"model" : "up-2026"', b'"model" : "fast"')
-    assert decode_answer(body, public_name="fast") == Answer(expected, Usage(uncached_input=3), error=False)
-    assert decode_answer(body, public_name=None) == Answer(body, Usage(uncached_input=3), error=False)
+    assert decode_answer(body, public_name="fast") == PassedAnswer(expected, Usage(uncached_input=3), error=False)
+    assert decode_answer(body, public_name=None) == PassedAnswer(body, Usage(uncached_input=3), error=False)
 
 
 def test_an_answer_without_usage_or_with_null_has_none() -> None:
-    assert decode_answer(b"{}", public_name="fast") == Answer(b"{}", None, error=False)
+    assert decode_answer(b"{}", public_name="fast") == PassedAnswer(b"{}", None, error=False)
     assert decode_answer(b'{"usage":null}', public_name=None).usage is None
 
 

@@ -13,14 +13,12 @@ from capi_core.members import JSONObject
 from capi_core.protocols.chat.passthrough import (
     ChatStream,
     StreamState,
-    decode_request,
     encode_request,
-    encode_stream_error,
     pass_through,
     read,
 )
 from capi_core.protocols.openai import encode_error
-from capi_core.sse import SSEDecoder
+from capi_core.sse import SSEDecoder, encode
 from capi_core.usage import Usage
 from tests.support.trickle import assert_split_invariant
 
@@ -31,7 +29,7 @@ ASKS = b'{"include_usage":true}'
 
 def refusal(body: bytes) -> tuple[str, int, str | None]:
     with pytest.raises(ProtocolError) as caught:
-        decode_request(body)
+        read(body)
     return caught.value.code, caught.value.status_hint, caught.value.param
 
 
@@ -56,7 +54,7 @@ def refusal(body: bytes) -> tuple[str, int, str | None]:
     ],
 )
 def test_what_the_gateway_reads_of_a_request(members: bytes, stream: bool, asks_usage: bool, choices: int) -> None:
-    request = decode_request(b'{"model":"m"%b}' % members)
+    request = read(b'{"model":"m"%b}' % members)
     assert (request.model, request.stream, request.asks_usage, request.choices) == ("m", stream, asks_usage, choices)
 
 
@@ -96,7 +94,7 @@ def test_a_request_that_cannot_be_understood_is_refused(body: bytes, code: str, 
 
 def test_a_number_of_choices_beyond_all_reason_costs_nothing() -> None:
     """`n` comes from the client, is judged by the upstream, and must not make us hold a set of that size."""
-    request = decode_request(b'{"model":"m","stream":true,"n":%d}' % 10**18)
+    request = read(b'{"model":"m","stream":true,"n":%d}' % 10**18)
     stream = ChatStream(choices=request.choices)
     stream.receive_data(b'data: {"choices":[{"index":0,"finish_reason":"stop"}]}\n\n')
     assert stream.state is StreamState.OPEN
@@ -116,7 +114,7 @@ def test_a_number_of_choices_beyond_all_reason_costs_nothing() -> None:
 )
 def test_usage_is_asked_for_and_the_clients_other_options_stay(options: bytes | None, sent: bytes) -> None:
     body = b'{"model":"m"%b}' % (b"" if options is None else b',"stream_options":' + options)
-    request = decode_request(body)
+    request = read(body)
     assert encode_request(request, upstream_model="m", inject_usage=True) == b'{"model":"m",%b}' % sent
     assert encode_request(request, upstream_model="m", inject_usage=False) == body
 
@@ -176,7 +174,7 @@ def value_of(document: Document, name: bytes) -> bytes | None:
 def test_only_the_model_and_the_usage_option_of_a_request_change(
     document: Document, upstream_model: str, inject: bool
 ) -> None:
-    request = decode_request(document.text({}))
+    request = read(document.text({}))
     assert request.model == "fast"
     changes = {}
     if upstream_model != "fast":
@@ -196,8 +194,8 @@ def test_only_the_model_and_the_usage_option_of_a_request_change(
 
 @given(documents(), st.booleans())
 def test_what_is_sent_is_read_alike(document: Document, inject: bool) -> None:
-    request = decode_request(document.text({}))
-    again = decode_request(encode_request(request, upstream_model="other", inject_usage=inject))
+    request = read(document.text({}))
+    again = read(encode_request(request, upstream_model="other", inject_usage=inject))
     assert (again.model, again.asks_usage) == ("other", inject)
     assert (again.stream, again.choices) == (request.stream, request.choices)
 
@@ -739,7 +737,7 @@ def test_any_bytes_are_forwarded_or_break_the_stream(data: bytes, renames: bool,
 
 
 def test_a_problem_can_be_told_inside_a_stream() -> None:
-    (data,) = payloads(encode_stream_error(Problem(502, "upstream_broke", "it broke\nhere")))
+    (data,) = payloads(ChatStream().fail(Problem(502, "upstream_broke", "it broke\nhere")))
     assert data is not None
     assert json.loads(data)["error"]["code"] == "upstream_broke"
 
@@ -794,7 +792,7 @@ def test_a_stream_that_cannot_go_on_ends_with_an_error() -> None:
     stream, problem = ChatStream(), Problem(502, "c", "m")
     stream.receive_data(b"data: <\n\n")
     assert stream.state is StreamState.BROKEN
-    assert stream.fail(problem) == encode_stream_error(problem)
+    assert stream.fail(problem) == encode(encode_error(problem))
     assert (stream.state, stream.error) == (StreamState.ERRORED, encode_error(problem))
     assert stream.fail(problem) == stream.receive_data(b"x") == b""
 
