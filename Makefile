@@ -12,7 +12,7 @@ COMPILE = $(VENV)/bin/uv pip compile --quiet --universal --python-version 3.11 -
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test fmt lint types docs cov fuzz fuzz-connections bench lock build clean distclean
+.PHONY: help demo test fmt lint types docs cov fuzz fuzz-connections reliability bench lock build clean distclean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' Makefile
@@ -57,6 +57,9 @@ fuzz: $(VENV)/.dev ## Fuzz one machine: make fuzz T=sse SECS=60
 
 fuzz-connections: $(VENV)/.dev ## Fuzz the connection server with whole connections over real sockets
 	$(PY) -m fuzz.connections $(ARGS)
+
+reliability: $(VENV)/.dev ## Keys, crashes, full disks and interleavings at full counts, as a table (half an hour)
+	$(PY) -m tests.e2e.reliability $(ARGS)
 
 bench: $(VENV)/.dev ## Measure CPU, lag and memory against the reference relays
 	$(PY) -m bench $(ARGS)

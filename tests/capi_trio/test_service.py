@@ -1,9 +1,10 @@
-"""A whole gateway in this process: its parts together, over real sockets. The signals are tested in tests/e2e."""
+"""A whole gateway in this process: its parts together, over real sockets."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING
 
 import httpx
@@ -22,7 +23,7 @@ from capi_trio.service import Options, Running, serve
 from capi_trio.storage.audit_log import read_lines
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
 from contextlib import asynccontextmanager
@@ -144,3 +145,57 @@ async def test_a_missing_key_is_told_before_anything_runs(options: Options) -> N
     error = await failure(Config(upstreams={"a": upstream}), options)
     assert isinstance(error, ConfigError)
     assert "CAPI_TEST_MISSING" in str(error)
+
+
+class Ended(BaseException):
+    """Where the process would have ended."""
+
+
+async def test_a_second_signal_ends_the_process(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is still under way."""
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise Ended
+
+    monkeypatch.setattr("capi_trio.service.os._exit", end)
+    serving: list[Running] = []
+
+    def twice(running: Running) -> None:
+        serving.append(running)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGTERM)
+
+    with trio.fail_after(20), pytest.raises(BaseExceptionGroup):
+        await serve(DEMO, options, twice)
+    assert len(serving) == 1
+    assert codes == [1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_hard_stop_waits_behind_the_grace_until_the_gateway_has_ended(
+    options: Options, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """It would end the process, and is called off: a process that goes on without the gateway lives."""
+    timers: list[RecordedTimer] = []
+
+    class RecordedTimer(threading.Timer):
+        def __init__(self, interval: float, function: Callable[[int], object], arguments: list[int]) -> None:
+            super().__init__(interval, function, arguments)
+            timers.append(self)
+
+    monkeypatch.setattr("capi_trio.service.threading.Timer", RecordedTimer)
+    with trio.fail_after(20):
+        assert await serve(DEMO, options, lambda _: signal.raise_signal(number)) == 0
+    (timer,) = timers
+    assert timer.interval == DEMO.limits.grace_s + 5
+    assert (timer.function, timer.args) == (os._exit, [1])
+    assert timer.daemon
+    assert timer.finished.is_set()
+
+
+async def test_a_hangup_without_a_file_to_look_at_changes_nothing(options: Options) -> None:
+    async with running(DEMO, options) as (_, client):
+        signal.raise_signal(signal.SIGHUP)
+        assert (await client.get("/readyz")).status_code == 200

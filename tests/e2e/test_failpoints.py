@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from tests.support.failpoints import ERRORS
-from tests.support.scale import FULL
+from tests.support.scale import FULL, tell
 
 EVERY: Final = 1 if FULL else 10
 ROOT: Final = Path(__file__).parents[2]
@@ -29,4 +29,4 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_half_done(tmp_path: Path, m
     )
     faults = [line for line in done.stdout.splitlines() if "FAULT" in line]
     assert (done.returncode, faults) == (0, []), done.stderr[-4000:]
-    sys.stdout.write(done.stdout.splitlines()[-1] + "\n")
+    tell(done.stdout.splitlines()[-1])

@@ -4,7 +4,6 @@ CAPI_FULL=1 does all that the reliability plan asks for (D3, D7), the default a 
 """
 
 import random
-import sys
 import threading
 import time
 from collections import Counter
@@ -26,7 +25,7 @@ from capi_trio.storage.database import Database, Mutation
 from capi_trio.storage.keys import KeyRepository
 from capi_trio.storage.tables import keys
 from tests.capi_trio.storage.helpers import NOW, Store, draft, open_store, record
-from tests.support.scale import scaled
+from tests.support.scale import scaled, tell
 
 INTERLEAVINGS: Final = scaled(10_000)
 EDITS: Final = scaled(500)
@@ -127,7 +126,7 @@ async def test_no_reader_sees_half_of_a_change_and_no_change_is_lost(tmp_path: P
     assert account.refused
     total = account.looks + len(account.pairs) + len(account.revoked) + account.refused
     assert total >= INTERLEAVINGS
-    sys.stdout.write(f"{total} reads and changes interleaved\n")
+    tell(f"{total} reads and changes interleaved")
 
 
 async def carry(store: Store, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
@@ -167,7 +166,7 @@ async def test_long_readers_and_sixteen_writers_do_not_turn_each_other_away(tmp_
         carrying.cancel()
     assert len(made) == 16
     assert max(sizes) < MAX_LOG_BYTES
-    sys.stdout.write(f"{made.total()} changes in {BUSY_S} s, log of at most {max(sizes) / 1e6:.1f} MB\n")
+    tell(f"{made.total()} changes in {BUSY_S} s, log of at most {max(sizes) / 1e6:.1f} MB")
 
 
 # -- the configuration --------------------------------------------------------------------------------------------
@@ -221,7 +220,7 @@ def test_a_reader_of_the_configuration_never_meets_half_of_one(tmp_path: Path, m
     writer.join()
     assert found == []
     assert len(numbers) > 5
-    sys.stdout.write(f"{INTERLEAVINGS} reads beside {max(numbers)} writes, {len(numbers)} different texts read\n")
+    tell(f"{INTERLEAVINGS} reads beside {max(numbers)} writes, {len(numbers)} different texts read")
 
 
 async def test_no_broken_edit_takes_the_place_of_the_last_good_one(tmp_path: Path) -> None:
@@ -258,7 +257,7 @@ async def test_no_broken_edit_takes_the_place_of_the_last_good_one(tmp_path: Pat
             await until_text(store, document(3))
         nursery.cancel_scope.cancel()
     assert counts["kept"] > counts["taken"] > 0 or EDITS < 100
-    sys.stdout.write(f"{EDITS} broken edits: {dict(counts)}\n")
+    tell(f"{EDITS} broken edits: {dict(counts)}")
 
 
 async def until_problem(store: ConfigStore) -> None:

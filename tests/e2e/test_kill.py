@@ -1,6 +1,6 @@
 """`kill -9` at random moments: what was acknowledged is there, and the audit log has each change once.
 
-CAPI_KILL_ROUNDS says how often (default 5), CAPI_KILL_SEED where the dice begin.
+CAPI_KILL_ROUNDS says how often (default 5, and 200 with CAPI_FULL=1), CAPI_KILL_SEED where the dice begin.
 """
 
 import os
@@ -27,8 +27,9 @@ from capi_trio.control import ask
 from capi_trio.operations import CreateKey, KeyAnswer, KeysAnswer, ListKeys, RevokeKey
 from capi_trio.storage.audit_log import read_lines
 from tests.support.process import Capi, IssuedKey, command
+from tests.support.scale import FULL, tell
 
-ROUNDS: Final = int(os.environ.get("CAPI_KILL_ROUNDS", "5"))
+ROUNDS: Final = int(os.environ.get("CAPI_KILL_ROUNDS", "200" if FULL else "5"))
 SEED: Final = int(os.environ.get("CAPI_KILL_SEED", "1"))
 LATEST_S: Final = 0.5
 """A running server is killed at most this long after it began to work."""
@@ -167,7 +168,7 @@ def test_nothing_acknowledged_is_lost_and_nothing_is_torn_or_counted_twice(data_
         capi.close()
     check_audit(data_dir, listed)
     revoked = len(operators.revoked)
-    sys.stdout.write(f"{ROUNDS} kills, {len(operators.created)} keys made, {revoked} revoked: all there\n")
+    tell(f"{ROUNDS} kills, {len(operators.created)} keys made, {revoked} revoked: all there")
 
 
 def check_keys(capi: Capi, data_dir: Path, operators: Operators, listed: KeysAnswer) -> None:

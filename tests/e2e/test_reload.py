@@ -157,6 +157,23 @@ def test_a_broken_edit_changes_nothing_and_is_logged(edited: Edited, broken: tup
     wait_until(lambda: edited.audited_reloads() == edited.reloads == reloads + 1)
 
 
+def test_a_change_that_waits_for_a_restart_is_taken_and_warned_of(edited: Edited) -> None:
+    """Whether callers need a key is settled at the start: an edit alone never opens a gateway, nor closes one."""
+    warned = len(edited.capi.events("config_waits_for_restart"))
+    other = config_of("start", "other", features={"auth": False})
+    edited.expect(lambda: by_rename(edited.path, other), "start", "other")
+    edited.capi.wait_for(lambda: len(edited.capi.events("config_waits_for_restart")) > warned)
+    assert "features.auth" in str(edited.capi.events("config_waits_for_restart")[-1]["members"])
+    assert edited.client.get("/v1/models").status_code == 200
+
+
+def test_an_edit_does_not_turn_auth_off(tmp_path: Path) -> None:
+    with faultless(gateway(tmp_path / "capi", {"upstreams": DEMO}, auth=True)) as capi:
+        by_rename(tmp_path / "capi" / "config.json", config_of(features={"auth": False}))
+        assert capi.log_line("config_waits_for_restart")["members"] == ["features.auth"]
+        assert httpx.get(f"{capi.url}/v1/models").status_code == 401
+
+
 def test_a_file_that_is_gone_changes_nothing(edited: Edited) -> None:
     kept = len(edited.capi.events("config_kept"))
     edited.path.unlink()
