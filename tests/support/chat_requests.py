@@ -9,8 +9,10 @@ __all__ = ["check_legal"]
 
 
 class Part(msgspec.Struct):
+    """`text` is raw: a part of a type that is not known here may have anything."""
+
     type: str
-    text: str = "x"
+    text: msgspec.Raw = msgspec.Raw()
 
 
 class Named(msgspec.Struct):
@@ -28,13 +30,14 @@ class Message(msgspec.Struct, forbid_unknown_fields=True):
     refusal: str | None = None
     tool_calls: list[Call] = []
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
     reasoning_text: str | None = None
     reasoning_opaque: str | None = None
 
 
 class Tool(msgspec.Struct):
     type: str
-    function: Named
+    function: msgspec.Raw = msgspec.Raw()
 
 
 class Request(msgspec.Struct):
@@ -52,6 +55,7 @@ class Request(msgspec.Struct):
 
 
 REQUEST: Final = msgspec.json.Decoder(Request)
+FUNCTION: Final = msgspec.json.Decoder(Named)
 NAME: Final = re.compile("[a-zA-Z0-9_-]{1,64}")
 
 
@@ -67,7 +71,7 @@ def check_message(message: Message) -> None:
     assert message.role in ("user", "system", "developer")
     assert message.content
     if isinstance(message.content, list):
-        assert all(part.text for part in message.content)
+        assert all(bytes(part.text) != b'""' for part in message.content if part.type == "text")
         assert message.role == "user" or {part.type for part in message.content} == {"text"}
 
 
@@ -95,11 +99,12 @@ def check_legal(body: bytes) -> None:
     for message in request.messages:
         check_message(message)
     check_calls(request.messages)
-    names = [tool.function.name for tool in request.tools or ()]
+    names = [FUNCTION.decode(tool.function).name for tool in request.tools or () if tool.type == "function"]
     assert len(set(names)) == len(names)
     assert all(NAME.fullmatch(name) for name in names)
-    if not names:
-        assert (request.tools, request.tool_choice, request.parallel_tool_calls) == (None, None, None)
+    assert request.tools != []
+    if request.tools is None:
+        assert (request.tool_choice, request.parallel_tool_calls) == (None, None)
     assert request.stop is None or 0 < len(request.stop) <= 4
     assert all(request.stop or ())
     assert len(request.user) <= 64
