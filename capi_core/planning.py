@@ -22,6 +22,7 @@ from capi_core.protocols import embeddings, openai
 from capi_core.protocols.codec import Envelope, PassedAnswer
 from capi_core.protocols.kinds import Protocol as Wire
 from capi_core.protocols.messages.versions import merge_betas, upstream_version
+from capi_core.protocols.reading import shown_path
 from capi_core.protocols.registry import CODECS
 from capi_core.routing import UpstreamTraits, choose_protocol, model_facts, target_for
 from capi_core.tool_names import ToolNames
@@ -162,8 +163,7 @@ class _Embedded:
     ledger: Ledger = field(factory=Ledger)
 
     def whole(self, body: bytes) -> PassedAnswer:
-        answer = openai.decode_answer(body, public_name=self.public_name)
-        return PassedAnswer(answer.body, answer.usage, answer.error)
+        return openai.decode_answer(body, public_name=self.public_name)
 
     def as_stream(self, body: bytes) -> tuple[bytes, Usage | None]:
         raise AssertionError("embeddings are never streamed")
@@ -299,12 +299,12 @@ def _is_foreign(codec: Codec, body: bytes) -> bool:
 
 
 def _lossy(ledger: Ledger, upstream: Wire) -> ProtocolError:
-    losses = [entry.path for entry in ledger if entry.lossy]
+    losses = [shown_path(entry.path) for entry in ledger if entry.lossy]
     shown = ", ".join(losses[:_MOST_SHOWN_LOSSES]) + (", ..." if len(losses) > _MOST_SHOWN_LOSSES else "")
     return ProtocolError(
         f"this request would lose {ledger.losses} of its parts on the way into the {upstream.value} protocol "
         f"({shown}), and the operator has set strict_fidelity for this upstream; leave them out, or choose another "
         "model",
         code="lossy_translation",
-        param=losses[0] if losses else None,
+        param=next(iter(losses), None),
     )

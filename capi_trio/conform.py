@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from capi_core.commands import Operation, SendRequest
 from capi_core.conformance import Rule, Severity, Violation, checker_for
@@ -148,7 +148,7 @@ async def _run(client: UpstreamClient, probe: Probe, model: str) -> Result:
 
 async def _judge(probe: Probe, response: UpstreamResponse) -> tuple[Violation, ...]:
     if response.status != 200:
-        return (_STATUS(),)
+        return (evolve(_STATUS(), message=f"{_STATUS.text}, not with {response.status}"),)
     media_type = (find(response.headers, b"content-type") or b"").partition(b";")[0].strip().lower()
     found = () if media_type == b"text/event-stream" else (_TYPE(),)
     checker = checker_for(probe.protocol)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import click
 import msgspec
@@ -11,7 +11,7 @@ import trio
 
 from capi_core.conformance import Severity
 from capi_core.protocols.kinds import Protocol
-from capi_trio.cli.options import fail, json_option, refuse
+from capi_trio.cli.options import json_option, refuse
 from capi_trio.conform import GATEWAY, run_probes
 from capi_trio.upstream import Secret, UpstreamClient, UpstreamTarget
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["conform_command"]
 
-_MAX_KEY_BYTES = 8192
+_MAX_KEY_BYTES: Final = 8192
 
 
 class _Broken(msgspec.Struct):
@@ -59,7 +59,8 @@ class _Line(msgspec.Struct):
 def conform_command(url: str, model: str, protocols: tuple[str, ...], key_file: Path | None, as_json: bool) -> None:
     """Hold the gateway at URL (up to and including /v1) to the protocols' grammars.
 
-    A few short requests are sent, which may cost money there. Exit code 1 when a rule is broken that clients rely on.
+    A few short requests are sent, which may cost money there. Exit code 1 when a rule is broken that clients rely on,
+    or a request got no answer; 2 when none did.
     """
     key = None if key_file is None else _read_key(key_file)
     base = url.rstrip("/")
@@ -69,8 +70,8 @@ def conform_command(url: str, model: str, protocols: tuple[str, ...], key_file: 
     click.echo(msgspec.json.encode([_line(result) for result in results]) if as_json else _table(results))
     if all(result.unreachable is not None for result in results):
         refuse(f"{base} gave no answer")
-    if any(broken.severity is Severity.MUST for result in results for broken in result.violations):
-        raise SystemExit(1)
+    if any(_failed(result) for result in results):
+        raise click.exceptions.Exit(1)
 
 
 async def _ask(targets: dict[str, UpstreamTarget], protocols: Sequence[Protocol], model: str) -> list[Result]:
@@ -78,12 +79,20 @@ async def _ask(targets: dict[str, UpstreamTarget], protocols: Sequence[Protocol]
         return await run_probes(client, protocols, model)
 
 
+def _failed(result: Result) -> bool:
+    """A rule that is broken without harm to clients is no failure."""
+    return result.unreachable is not None or any(one.severity is Severity.MUST for one in result.violations)
+
+
 def _read_key(path: Path) -> Secret:
     try:
-        text = path.read_bytes()[:_MAX_KEY_BYTES].decode("ascii").strip()
+        with path.open("rb") as file:
+            key = file.read(_MAX_KEY_BYTES + 1).decode("ascii").strip()
     except (OSError, UnicodeError):
-        fail(f"{path} does not hold a key: one line of visible ASCII characters")
-    return Secret(text)
+        key = ""
+    if not key or len(key) > _MAX_KEY_BYTES or not key.isprintable() or " " in key:
+        refuse(f"{path} does not hold a key: one line of visible ASCII characters")
+    return Secret(key)
 
 
 def _line(result: Result) -> _Line:

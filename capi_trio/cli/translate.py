@@ -50,7 +50,7 @@ class _Report(msgspec.Struct):
     show_default=True,
     help="A client's request, an upstream's whole answer, or its event stream.",
 )
-@click.option("--model", help="The model's name in the result; default: the one that is read.")
+@click.option("--model", help="The model's name in the result.  [default: a request's own, else `model`]")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document with the result and the ledger.")
 def translate_command(source: str, target: str, what: str, model: str | None, as_json: bool) -> None:
     """Translate standard input to standard output; what is not exact goes to standard error."""

@@ -1,5 +1,6 @@
 """Exchange: whatever happens on either side, one client gets one well-formed answer, and there is one account of it."""
 
+import itertools
 import json
 from collections.abc import Callable
 
@@ -9,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capi_core.aliases import Alias, Catalog, MayCall, UpstreamModels
-from capi_core.errors import LocalError, Problem
+from capi_core.conformance import checker_for
+from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.exchange import (
     EndResponse,
     Exchange,
@@ -24,11 +26,15 @@ from capi_core.exchange import (
     StartResponse,
     State,
 )
+from capi_core.fidelity import Ledger
 from capi_core.headers import upstream_request_headers
+from capi_core.members import JSONObject
 from capi_core.protocols.kinds import Protocol
+from capi_core.protocols.registry import CODECS
 from capi_core.routing import UpstreamTraits
 from capi_core.sse import KEEP_ALIVE, encode
 from capi_core.usage import Usage, UsageSource
+from tests.support import streams
 from tests.support.playbook import (
     Client,
     ClientGone,
@@ -46,6 +52,8 @@ from tests.support.playbook import (
     feed,
     play,
 )
+from tests.support.streams import SPENT as SPENT_ALL
+from tests.support.streams import answer_document, answer_events, answer_stream
 from tests.support.trickle import pieces
 
 CATALOG = Catalog(
@@ -836,3 +844,393 @@ def test_nor_does_a_whole_answer(body: bytes, status: int, streams: bool, chosen
     answered = Head(status, JSON_HEADERS)
     way: list[Input] = [ASK_STREAM, KeepAlive(), answered] if streams else [ASK, answered]
     assert answer_of(way, chosen.draw(pieces(body))) == answer_of(way, [body])
+
+
+# --- three protocols, any to any ---
+
+OPERATIONS = {
+    Protocol.CHAT: Operation.CHAT,
+    Protocol.RESPONSES: Operation.RESPONSES,
+    Protocol.MESSAGES: Operation.MESSAGES,
+}
+PAIRS = list(itertools.product(Protocol, Protocol))
+MINIMAL: dict[Protocol, dict[str, object]] = {
+    Protocol.CHAT: {"messages": [{"role": "user", "content": "hi"}], "stream_options": {"include_usage": True}},
+    Protocol.RESPONSES: {"input": "hi"},
+    Protocol.MESSAGES: {"max_tokens": 900, "messages": [{"role": "user", "content": "hi"}]},
+}
+DOCUMENT = Head(200, JSON_HEADERS)
+
+
+def between(client: Protocol, upstream: Protocol, *, strict: bool = False) -> Exchange:
+    """An exchange of a client with an upstream that speaks one protocol."""
+    known = {"lab": UpstreamTraits(protocols=(upstream,), strict_fidelity=strict)}
+    return Exchange(OPERATIONS[client], Settings(CATALOG, known, hidden=(SECRET,)), request_id="req_1", now_s=9)
+
+
+def asking(client: Protocol, *, stream: bool = True, **members: object) -> Request:
+    chosen = {name: value for name, value in MINIMAL[client].items() if stream or name != "stream_options"}
+    return Request(json.dumps({"model": "fast", "stream": stream, **chosen, **members}).encode())
+
+
+def fed(machine: Exchange, *given_inputs: Input) -> Client:
+    client = Client()
+    for given_input in given_inputs:
+        client.take(feed(machine, given_input))
+    return client
+
+
+def headers_of(client: Client) -> dict[bytes, bytes]:
+    return dict(client.heads[0].headers)
+
+
+def held(protocol: Protocol, stream: bytes, *, usage_known: bool = True) -> None:
+    """The stream is a legal one. Usage that came too late is `null` in Responses, never 0."""
+    checker = checker_for(protocol)
+    checker.receive_data(stream)
+    checker.finish()
+    assert [one for one in checker.violations if usage_known or one.rule != "responses-usage"] == []
+
+
+def problem_in(protocol: Protocol, body: bytes, status: int) -> Problem:
+    problem = CODECS[protocol].decode_error(body, status)
+    assert problem is not None
+    return problem
+
+
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_a_stream_arrives_in_the_clients_protocol(client: Protocol, upstream: Protocol) -> None:
+    machine = between(client, upstream)
+    got = fed(machine, asking(client), Head(), Data(answer_stream(upstream)), Eof())
+    if client is not upstream or upstream is not Protocol.MESSAGES:  # whose own interleaving passes as it is
+        held(client, got.body)
+    assert (got.status, headers_of(got)[b"x-capi-fidelity"]) == (200, b"exact")
+    (request,) = got.requests
+    assert (request.operation, json.loads(request.body)["model"]) == (OPERATIONS[upstream], "up-2026")
+    assert b'"fast"' in got.body
+    assert machine.record() == Record(
+        OPERATIONS[client], OK, 200, "fast", "lab", "up-2026", True, SPENT_ALL, FINAL, upstream
+    )
+
+
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_a_whole_answer_arrives_in_the_clients_protocol(client: Protocol, upstream: Protocol) -> None:
+    machine = between(client, upstream)
+    got = fed(machine, asking(client, stream=False), DOCUMENT, Data(answer_document(upstream)), Eof())
+    reply = CODECS[client].decode_reply(got.body, Ledger())
+    assert (got.status, reply.model, reply.usage, len(reply.blocks)) == (200, "fast", SPENT_ALL, 4)
+    assert headers_of(got)[b"x-capi-fidelity"] == b"exact"
+    record = machine.record()
+    assert (record.usage, record.usage_source, record.stream, record.losses) == (SPENT_ALL, FINAL, False, 0)
+
+
+@pytest.mark.parametrize("kept_alive", [False, True])
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_a_document_for_a_stream_is_told_as_one(client: Protocol, upstream: Protocol, kept_alive: bool) -> None:
+    """Some servers never stream."""
+    machine = between(client, upstream)
+    waiting: list[Input] = [KeepAlive()] if kept_alive else []
+    got = fed(machine, asking(client), *waiting, DOCUMENT, Data(answer_document(upstream)), Eof())
+    held(client, got.body)
+    assert got.body.startswith(KEEP_ALIVE) == kept_alive
+    assert (got.status, headers_of(got)[b"content-type"]) == (200, b"text/event-stream; charset=utf-8")
+    record = machine.record()
+    assert (record.outcome, record.usage, record.usage_source, record.stream) == (OK, SPENT_ALL, FINAL, True)
+
+
+@given(st.sampled_from(PAIRS), st.data())
+def test_any_cutting_of_any_upstreams_stream_gives_the_same(
+    pair: tuple[Protocol, Protocol], chosen: st.DataObject
+) -> None:
+    client, upstream = pair
+    stream = answer_stream(upstream)
+    whole, cut = between(client, upstream), between(client, upstream)
+    got = fed(whole, asking(client), Head(), Data(stream), Eof())
+    same = fed(cut, asking(client), Head(), *map(Data, chosen.draw(pieces(stream))), Eof())
+    assert (same.heads, same.body, cut.record()) == (got.heads, got.body, whole.record())
+
+
+@pytest.mark.parametrize("kept_alive", [False, True])
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_a_failure_after_any_event_is_told_in_the_clients_protocol(
+    client: Protocol, upstream: Protocol, kept_alive: bool
+) -> None:
+    """With a status while nothing is out; from then on inside the stream, which still has a legal end."""
+    events = answer_events(upstream)
+    waiting: list[Input] = [KeepAlive()] if kept_alive else []
+    for taken in range(len(events) + 1):
+        machine = between(client, upstream)
+        got = fed(machine, asking(client), Head(), *waiting, *map(Data, events[:taken]))
+        begun, answered, before = got.status is not None, machine.answered, got.body
+        got.take(machine.receive_failure(Failure.BROKEN))
+        assert got.ends == [EndResponse()]
+        outcome = machine.record().outcome
+        assert outcome is (OK if answered else Outcome.UPSTREAM_BROKE)
+        if answered:
+            assert got.body == before
+        elif not begun:
+            assert got.status == 502
+            assert "broke off" in problem_in(client, got.body, 502).message
+            continue
+        if client is not upstream or upstream is not Protocol.MESSAGES:
+            held(client, got.body)
+        else:
+            assert answered or got.body.endswith(b"\n\n")
+        assert (b"broke off" in got.body) == (not answered)
+
+
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_every_failure_before_the_answer_has_the_clients_shape(client: Protocol, upstream: Protocol) -> None:
+    for failure, (status, code, outcome) in FAILURES.items():
+        machine = between(client, upstream)
+        got = fed(machine, asking(client), Fail(failure))
+        assert (got.status, machine.record().outcome) == (status, outcome)
+        problem = problem_in(client, got.body, status)
+        assert problem.message
+        assert (problem.code == code) == (client is not Protocol.MESSAGES)
+
+
+# --- an upstream's errors, translated ---
+
+BUSY: dict[Protocol, dict[str, object]] = {
+    Protocol.CHAT: {"error": {"message": "busy, and not ***", "type": "rate_limit_error", "code": 429}},
+    Protocol.RESPONSES: {"error": {"message": "busy, and not ***", "code": "rate_limit_exceeded"}},
+    Protocol.MESSAGES: {"type": "error", "error": {"type": "rate_limit_error", "message": "busy, and not ***"}},
+}
+BUSY_EVENTS = {
+    Protocol.CHAT: streams.chat(BUSY[Protocol.CHAT]),
+    Protocol.RESPONSES: streams.named({"type": "error", "code": "rate_limit_exceeded", "message": "busy, and not ***"}),
+    Protocol.MESSAGES: streams.named(BUSY[Protocol.MESSAGES]),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_an_error_keeps_its_status_and_its_words_but_no_secret(
+    client: Protocol, upstream: Protocol, stream: bool
+) -> None:
+    body = json.dumps(BUSY[upstream]).encode().replace(b"***", SECRET)
+    for status in (429, 200):
+        machine = between(client, upstream)
+        hint = (*JSON_HEADERS, (b"retry-after", b"3"))
+        got = fed(machine, asking(client, stream=stream), Head(status, hint), Data(body), Eof())
+        assert (got.status, problem_in(client, got.body, 429).message) == (429, "busy, and not ***")
+        assert headers_of(got)[b"retry-after"] == b"3"
+        assert b"x-capi-fidelity" not in headers_of(got)
+        assert machine.record().outcome is ERR
+
+
+# A client of Responses reads the event as well, and no HTTP answer has its shape: between the two it passes.
+SAID_FIRST = [pair for pair in PAIRS if pair != (Protocol.RESPONSES, Protocol.RESPONSES)]
+
+
+@pytest.mark.parametrize(("client", "upstream"), SAID_FIRST)
+def test_so_does_one_that_comes_first_in_a_stream(client: Protocol, upstream: Protocol) -> None:
+    event = BUSY_EVENTS[upstream].replace(b"***", SECRET)
+    machine = between(client, upstream)
+    got = fed(machine, asking(client), Head(), Data(event))
+    assert (got.status, problem_in(client, got.body, 429).message) == (429, "busy, and not ***")
+    assert machine.record().outcome is ERR
+
+
+@pytest.mark.parametrize("client", Protocol)
+def test_a_status_that_the_client_has_no_word_for_is_kept(client: Protocol) -> None:
+    event = streams.named({"type": "error", "error": {"type": "overloaded_error", "message": "x"}})
+    got = fed(between(client, Protocol.MESSAGES), asking(client), Head(), Data(event))
+    assert got.status == 529
+
+
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_and_one_that_comes_later_ends_the_stream(client: Protocol, upstream: Protocol) -> None:
+    event = BUSY_EVENTS[upstream].replace(b"***", SECRET)
+    machine = between(client, upstream)
+    first = b"".join(answer_events(upstream)[:4])
+    got = fed(machine, asking(client), Head(), Data(first), Data(event))
+    assert got.ends == [EndResponse()]
+    assert b"busy, and not ***" in got.body
+    assert SECRET not in got.body
+    if client is not upstream:  # what passes is the upstream's own
+        held(client, got.body)
+    assert (got.status, machine.record().outcome) == (200, ERR)
+
+
+OUR_KEY = {
+    Protocol.CHAT: streams.chat({"error": {"message": "bad key", "code": 401}}),
+    Protocol.RESPONSES: streams.named({"type": "error", "code": "invalid_api_key", "message": "bad key"}),
+    Protocol.MESSAGES: streams.named({"type": "error", "error": {"type": "authentication_error", "message": "x"}}),
+}
+
+
+@pytest.mark.parametrize(("client", "upstream"), SAID_FIRST)
+def test_an_error_about_our_key_that_comes_first_in_a_stream_is_not_the_clients(
+    client: Protocol, upstream: Protocol
+) -> None:
+    """A client that got the bare 401 would distrust its own key."""
+    machine = between(client, upstream)
+    got = fed(machine, asking(client), Head(), Data(OUR_KEY[upstream]))
+    assert (got.status, machine.record().outcome) == (502, ERR)
+    assert "this gateway's credential" in problem_in(client, got.body, 502).message
+
+
+# --- what a translation loses ---
+
+
+def test_what_is_lost_is_told_and_accounted() -> None:
+    for stream in (False, True):
+        machine = between(Protocol.CHAT, Protocol.MESSAGES)
+        answer = Data(answer_stream(Protocol.MESSAGES) if stream else answer_document(Protocol.MESSAGES))
+        answered = Head() if stream else DOCUMENT
+        got = fed(machine, asking(Protocol.CHAT, stream=stream, seed=7, logit_bias={"5": 1}), answered, answer, Eof())
+        assert headers_of(got)[b"x-capi-fidelity"] == b"lossy; n=2"
+        assert machine.record().losses == 2
+
+
+@pytest.mark.parametrize("client", Protocol)
+def test_a_strict_upstream_is_not_asked_for_less(client: Protocol) -> None:
+    upstream = Protocol.MESSAGES if client is not Protocol.MESSAGES else Protocol.CHAT
+    machine = between(client, upstream, strict=True)
+    lost = "top_k" if client is Protocol.MESSAGES else "top_logprobs"
+    whole = json.loads(asking(client).body)
+    got = fed(machine, Request(json.dumps({**whole, lost: 3}).encode()))
+    assert (got.requests, got.status) == ([], 400)
+    problem = problem_in(client, got.body, 400)
+    assert "strict_fidelity" in problem.message
+    assert f"({lost})" in problem.message
+    assert machine.record().outcome is Outcome.REFUSED_INVALID
+
+
+def test_a_model_that_no_protocol_serves_is_refused() -> None:
+    settings = Settings(CATALOG, {"lab": UpstreamTraits(protocols=())})
+    machine = Exchange(Operation.CHAT, settings, request_id="r")
+    got = fed(machine, ASK)
+    assert (got.requests, got.status, json.loads(got.body)["error"]["code"]) == ([], 400, "model_not_served")
+
+
+# --- special cases of one protocol ---
+
+
+@pytest.mark.parametrize("client", Protocol)
+def test_the_headers_of_messages_go_to_messages_upstreams(client: Protocol) -> None:
+    told = ((b"anthropic-version", b"2024-01-01"), (b"anthropic-beta", b"x-1"), (b"x-secret", b"no"))
+    for upstream in Protocol:
+        settings = Settings(CATALOG, {"lab": UpstreamTraits(protocols=(upstream,))})
+        machine = Exchange(OPERATIONS[client], settings, request_id="r", client_headers=told)
+        (request,) = fed(machine, asking(client)).requests
+        found = {name: value for name, value in request.headers if name.startswith(b"anthropic-")}
+        if upstream is not Protocol.MESSAGES:
+            assert found == {}
+        elif client is Protocol.MESSAGES:
+            assert found == {b"anthropic-version": b"2024-01-01", b"anthropic-beta": b"x-1"}
+        else:
+            assert found == {b"anthropic-version": b"2023-06-01"}
+        assert b"x-secret" not in dict(request.headers)
+
+
+@pytest.mark.parametrize("client", [Protocol.CHAT, Protocol.MESSAGES])
+def test_a_responses_upstream_is_cut_at_the_clients_stop_sequence(client: Protocol) -> None:
+    """The client has its answer; what the upstream still says is only counted."""
+    member = "stop_sequences" if client is Protocol.MESSAGES else "stop"
+    whole = json.loads(asking(client).body)
+    machine = between(client, Protocol.RESPONSES)
+    got = fed(machine, Request(json.dumps({**whole, member: ["STOP"]}).encode()), Head())
+    assert "stop" not in json.loads(got.requests[0].body)
+    for event in answer_events(Protocol.RESPONSES):
+        got.take(feed(machine, Data(event)))
+    assert machine.answered
+    assert "world" not in got.body.decode()
+    held(client, got.body)
+    got.take(feed(machine, Eof()))
+    record = machine.record()
+    assert (record.outcome, record.usage, record.usage_source) == (OK, SPENT_ALL, FINAL)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("client", Protocol)
+def test_copilots_chat_may_answer_as_anthropic_does(client: Protocol, stream: bool) -> None:
+    machine = between(client, Protocol.CHAT)
+    foreign = Data(answer_document(Protocol.MESSAGES))
+    got = fed(machine, asking(client, stream=stream), DOCUMENT, foreign, Eof())
+    assert (got.status, machine.record().usage) == (200, SPENT_ALL)
+    if stream:
+        held(client, got.body)
+    else:
+        assert len(CODECS[client].decode_reply(got.body, Ledger()).blocks) == 4
+
+
+def test_an_answer_that_is_none_but_names_its_cost_is_accounted() -> None:
+    """A whole answer whose `error` is the last thing that it says."""
+    machine = between(Protocol.CHAT, Protocol.MESSAGES)
+    body = b'{"type":"message","usage":{"input_tokens":3,"output_tokens":2}}'
+    got = fed(machine, asking(Protocol.CHAT, stream=False), DOCUMENT, Data(body), Eof())
+    assert got.status == 502
+    record = machine.record()
+    assert (record.outcome, record.usage, record.usage_source) == (BROKE, SPENT, PARTIAL)
+
+
+# --- counting tokens ---
+
+COUNT = Request(b'{"model":"fast","messages":[]}')
+COUNTS = UpstreamTraits(protocols=(Protocol.MESSAGES,), count_tokens=True)
+
+
+def count_here(document: JSONObject, model: str) -> bytes:
+    assert (document.get("messages"), model) == (b"[]", "up-2026")
+    return b'{"input_tokens":5}'
+
+
+def counting(
+    traits: UpstreamTraits, record: bytes = b"{}", count: Callable[[JSONObject, str], bytes] = count_here
+) -> Exchange:
+    catalog = Catalog({"fast": Alias("fast", "up-2026")}, (UpstreamModels("lab", {"up-2026": record}),))
+    settings = Settings(catalog, {"lab": traits}, count_tokens=count)
+    return Exchange(Operation.COUNT_TOKENS, settings, request_id="req_1")
+
+
+def test_an_upstream_that_counts_is_asked() -> None:
+    machine = counting(COUNTS)
+    got = fed(machine, COUNT, DOCUMENT, Data(b'{"input_tokens":7}'), Eof())
+    (request,) = got.requests
+    assert (request.operation.value, request.body) == (
+        "/messages/count_tokens",
+        b'{"model":"up-2026","messages":[]}',
+    )
+    assert (got.status, got.body) == (200, b'{"input_tokens":7}')
+    assert b"x-capi-fidelity" not in headers_of(got)
+    assert machine.record() == Record(
+        Operation.COUNT_TOKENS, OK, 200, "fast", "lab", "up-2026", False, None, UsageSource.NONE, Protocol.MESSAGES
+    )
+
+
+@pytest.mark.parametrize(
+    ("traits", "record"),
+    [
+        (UpstreamTraits(protocols=(Protocol.MESSAGES,)), b"{}"),
+        (UpstreamTraits(protocols=(Protocol.CHAT,), count_tokens=True), b"{}"),
+        (COUNTS, b'{"supported_endpoints":["/chat/completions"]}'),
+    ],
+)
+def test_else_tokens_are_counted_here(traits: UpstreamTraits, record: bytes) -> None:
+    machine = counting(traits, record)
+    got = fed(machine, COUNT)
+    assert (got.requests, got.status, got.body) == ([], 200, b'{"input_tokens":5}')
+    assert b"x-capi-fidelity" not in headers_of(got)
+    assert machine.record() == Record(
+        Operation.COUNT_TOKENS, OK, 200, "fast", "lab", "up-2026", False, None, UsageSource.NONE
+    )
+
+
+def test_a_core_without_a_tokenizer_estimates() -> None:
+    machine = Exchange(Operation.COUNT_TOKENS, Settings(CATALOG), request_id="req_1")
+    got = fed(machine, Request(b'{"model":"fast","messages":[{"role":"user","content":"hello"}]}'))
+    assert (got.requests, got.status) == ([], 200)
+    assert json.loads(got.body)["input_tokens"] > 0
+
+
+def test_a_request_for_a_count_may_be_a_bad_one() -> None:
+    def refuse(document: JSONObject, model: str) -> bytes:
+        raise ProtocolError("no messages", code="invalid_messages", param="$.messages")
+
+    machine = counting(UpstreamTraits(), count=refuse)
+    got = fed(machine, COUNT)
+    assert (got.status, machine.record().outcome) == (400, Outcome.REFUSED_INVALID)
+    assert json.loads(got.body)["type"] == "error"

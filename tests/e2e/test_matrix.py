@@ -14,7 +14,8 @@ from attrs import frozen
 from openai.types.responses import ResponseStreamEvent
 
 from capi_core.protocols.kinds import Protocol
-from tests.e2e.callers import CLOCK, TALKS, WEATHER, Ask, Sdks, Talk, open_sdks
+from tests.e2e.callers import CLOCK, WEATHER, Ask, Sdks, Talk, open_sdks
+from tests.e2e.talks import TALKS
 from tests.support.process import Capi
 
 pytestmark = pytest.mark.slow
@@ -191,6 +192,19 @@ def test_a_forged_seal_is_refused_by_the_provider_that_gave_it(cell: Cell) -> No
     talk.forge_seal()
     with pytest.raises(BAD_REQUEST[cell.client is MESSAGES], match=r"signature|encrypted|opaque"):
         talk.say(Ask("Who are you?", think=True))
+    cell.ok()
+
+
+@only(but=[(CHAT, MESSAGES, stream) for stream in FORM])
+def test_another_provider_goes_on_with_the_conversation(cell: Cell) -> None:
+    """Reasoning that only the first one understands is kept from the others, and does no harm when it comes back."""
+    talk = cell.talk(REASONERS[cell.upstream])
+    asked = talk.say(Ask("the weather in Paris", tools=(WEATHER,), think=True, demo=SEALED))
+    assert len(asked.calls) == 1
+    for model in REASONERS.values():
+        talk.switch(model)
+        heard = talk.say(Ask("Who are you?", think=True)) if model != REASONERS[CHAT] else talk.answer("18 °C")
+        assert heard.text
     cell.ok()
 
 

@@ -34,9 +34,9 @@ from capi_core.conversation import (
 )
 from capi_core.errors import ProtocolError
 from capi_core.fidelity import Change, Ledger
+from capi_core.protocols.call_pairing import PairedCall, pair_calls
 from capi_core.protocols.chat.tool_encoder import wire_name
 from capi_core.protocols.kinds import Protocol
-from capi_core.protocols.messages.call_pairing import PairedCall, pair_calls
 from capi_core.protocols.writing import json_bytes
 from capi_core.target import ReasoningMember
 

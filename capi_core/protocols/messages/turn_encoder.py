@@ -14,7 +14,7 @@ from attrs import define, field
 from capi_core.conversation import Conversation, Role, ToolCall, ToolResult, Turn
 from capi_core.errors import ProtocolError
 from capi_core.fidelity import Change, Ledger
-from capi_core.protocols.messages.call_pairing import PairedCall, pair_calls
+from capi_core.protocols.call_pairing import PairedCall, pair_calls
 
 if TYPE_CHECKING:
     from capi_core.protocols.messages.content_encoder import ContentEncoder

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from attrs import define
@@ -50,7 +51,7 @@ class _Pairing:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._taken: set[str] = set()
-        self._open: dict[str, list[PairedCall]] = {}
+        self._open: dict[str, deque[PairedCall]] = {}
 
     def turn(self, place: int, turn: Turn) -> list[PairedCall]:
         calls: list[PairedCall] = []
@@ -63,14 +64,17 @@ class _Pairing:
 
     def _call(self, call: ToolCall, place: int) -> PairedCall:
         paired = PairedCall(call, self._wire_id(call), place)
-        same = [one for one in self._open.get(call.id, ()) if one.place == place]
-        self._open[call.id] = [*same, paired]
+        waiting = self._open.get(call.id)
+        if waiting and waiting[-1].place == place:
+            waiting.append(paired)
+        else:
+            self._open[call.id] = deque([paired])
         return paired
 
     def _answer(self, result: ToolResult) -> None:
         waiting = self._open.get(result.call_id)
         if waiting:
-            waiting.pop(0).result = result
+            waiting.popleft().result = result
         else:
             self._ledger.dropped(result.at, "it answers no call before it, or one that has its answer")
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from capi_core.conversation import Role, Text, ToolCall, ToolRef, ToolResult, Turn
 from capi_core.fidelity import Change, Ledger
-from capi_core.protocols.messages.call_pairing import PairedCall, pair_calls
+from capi_core.protocols.call_pairing import PairedCall, pair_calls
 
 
 def call(call_id: str) -> Turn:
