@@ -30,7 +30,7 @@ _PART_OPEN = Rule("responses-part-open", _MUST, "a part is added before its delt
 _TEXT = Rule("responses-text", _MUST, "the deltas of a text spell what its done event says", _API)
 _OUTPUT = Rule("responses-output", _MUST, "the final response's output is the items that were done", _SDKS)
 _STATUS = Rule("responses-status", _MUST, "the final response's status is that of its event", _API)
-_USAGE = Rule("responses-usage", _MUST, "a completed response has usage with both of its details", _API)
+_USAGE = Rule("responses-usage", _MUST, "usage, where there is any, has both of its details", _API)
 _TERMINAL = Rule("responses-unfinished", _MUST, "the stream ends with one terminal event", _SDKS)
 _AFTER = Rule("responses-after-end", _MUST, "nothing comes after the terminal event", _API)
 _DONE = Rule("responses-done-mark", _SHOULD, "there is no [DONE]", _SDKS)
@@ -93,7 +93,7 @@ _OTHER_FAMILIES: Final = (
 )
 
 
-@define
+@define(eq=False)
 class _Item:
     """An item between its added and its done. `parts`: the open ones, with the text so far."""
 
@@ -112,8 +112,8 @@ class ResponsesGrammar:
         self._ended = False
         self._id: str | None = None
         self._items: list[_Item] = []
-        self._done: list[tuple[str | None, str | None]] = []
-        """Type and id of each item that is done."""
+        self._done: dict[int, tuple[str | None, str | None]] = {}
+        """By output_index: type and id of each item that is done. Items may end in another order than they began."""
 
     def end_mark(self) -> Iterator[Violation]:
         yield _DONE()
@@ -184,7 +184,7 @@ class ResponsesGrammar:
         if item.parts:
             yield _PART_OPEN("item")
         item.open = False
-        self._done.append((text(told, "type"), text(told, "id")))
+        self._done[self._items.index(item)] = (text(told, "type"), text(told, "id"))
 
     def _within(self, body: Json, family: str, verb: str) -> Iterator[Violation]:
         item, found = self._item(body, text(body, "item_id"), "item_id")
@@ -212,11 +212,11 @@ class ResponsesGrammar:
         if any(item.open for item in self._items):
             yield _ITEM_OPEN("response.output")
         told = [(text(members(item), "type"), text(members(item), "id")) for item in items(response.get("output"))]
-        if told != self._done:
+        if told != [done for _, done in sorted(self._done.items())]:
             yield _OUTPUT("response.output")
-        usage = members(response.get("usage"))
+        usage = response.get("usage")
         details = ("input_tokens_details", "output_tokens_details")
-        if kind == "response.completed" and not all(isinstance(usage.get(name), dict) for name in details):
+        if usage is not None and not all(isinstance(members(usage).get(name), dict) for name in details):
             yield _USAGE("response.usage")
 
 

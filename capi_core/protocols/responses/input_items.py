@@ -118,11 +118,22 @@ def read_input(raw: bytes, ledger: Ledger) -> list[Turn]:
     return reader.turns
 
 
+class _Growing:
+    """A turn to which blocks may be added."""
+
+    __slots__ = ("at", "blocks", "role")
+
+    def __init__(self, role: Role, blocks: list[Block], at: str) -> None:
+        self.role = role
+        self.blocks = blocks
+        self.at = at
+
+
 class _Reader:
-    """Reads the items in order; `turns` is what they became so far."""
+    """Reads the items in order; `turns` is what they became."""
 
     def __init__(self, ledger: Ledger) -> None:
-        self.turns: list[Turn] = []
+        self._turns: list[_Growing] = []
         self._ledger = ledger
         self._called: set[str] = set()
         self._readers: Final[dict[str, Callable[[bytes, str], None]]] = {
@@ -151,13 +162,17 @@ class _Reader:
         role = Role.USER if kind.endswith(("_output", "_response")) else Role.ASSISTANT
         self._add(role, Opaque(Protocol.RESPONSES, kind, raw, at=at))
 
+    @property
+    def turns(self) -> list[Turn]:
+        return [Turn(turn.role, tuple(turn.blocks), at=turn.at) for turn in self._turns]
+
     def _add(self, role: Role, block: Block) -> None:
         """Puts a block into the turn that goes on, or into a new one."""
-        last = self.turns[-1] if self.turns else None
+        last = self._turns[-1] if self._turns else None
         if last is not None and last.role is role and _goes_on(last, block):
-            self.turns[-1] = Turn(role, (*last.blocks, block), at=last.at)
+            last.blocks.append(block)
         else:
-            self.turns.append(Turn(role, (block,), at=block.at))
+            self._turns.append(_Growing(role, [block], block.at))
 
     def _message(self, raw: bytes, at: str) -> None:
         message = read_json(_MESSAGE, raw, at)
@@ -169,7 +184,7 @@ class _Reader:
         else:
             blocks = [self._part(bytes(part), f"{at}.content[{place}]") for place, part in enumerate(message.content)]
         if role is not Role.ASSISTANT:
-            self.turns.append(Turn(role, tuple(blocks), at=at))
+            self._turns.append(_Growing(role, blocks, at))
             return
         for block in blocks:
             self._add(role, block)
@@ -257,7 +272,7 @@ _UNTRANSLATABLE: Final = {
 }
 
 
-def _goes_on(turn: Turn, block: Block) -> bool:
+def _goes_on(turn: _Growing, block: Block) -> bool:
     """Whether `block` belongs to `turn`, which has its role: a message of the user is a turn of its own."""
     return turn.role is Role.ASSISTANT or isinstance(turn.blocks[-1] if turn.blocks else block, ToolResult | Opaque)
 

@@ -25,7 +25,7 @@ import msgspec
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.members import JSONObject, MembersError, decode
 from capi_core.protocols.openai import json_string, says_error
-from capi_core.protocols.responses.errors import response_code
+from capi_core.protocols.responses.errors import decode_error, encode_error, response_code
 from capi_core.protocols.responses.splice import edit_items, one_line
 from capi_core.protocols.stream import ENDED, StreamState
 from capi_core.protocols.writing import json_bytes
@@ -195,7 +195,6 @@ class ResponsesStream:
             self._edit_item(found.output_index, found, changes)
         if found.type.startswith("response.") or found.type == "error":
             self._number(found.sequence_number, changes)
-        self.chunks += 1
         state = _TERMINAL.get(found.type)
         text = JSONObject(data).edit(changes) if changes else data
         if state is not None:
@@ -203,7 +202,9 @@ class ResponsesStream:
         elif not found.type and says_error(found.error):  # Chat's error object, as Copilot may send anywhere
             self.state = StreamState.ERRORED
         if self.state is StreamState.ERRORED:
-            self.error = data
+            self.error = data if says_error(found.error) else _as_answer(data)
+        else:
+            self.chunks += 1
         return _with_data(event, data, text)
 
     def _edit_response(self, found: _Event, changes: dict[str, bytes]) -> None:
@@ -293,6 +294,12 @@ class ResponsesStream:
     def _break(self, code: str, message: str) -> None:
         self.state = StreamState.BROKEN
         self.failure = ProtocolError(message, code=code, status_hint=502)
+
+
+def _as_answer(data: bytes) -> bytes:
+    """An event that tells of an error, in the shape of an HTTP answer: the event `error` is flat (wire.md 1.2)."""
+    problem = decode_error(data, 200)
+    return data if problem is None else encode_error(problem)
 
 
 def _with_data(event: Event, data: bytes, text: bytes) -> bytes:

@@ -108,7 +108,7 @@ BREAKS: Final[dict[str, tuple[list[Event], str]]] = {
     ),
     "responses-output": ([CREATED, *TEXT, completed()], "response.output"),
     "responses-status": ([CREATED, completed(status="failed")], "response.status"),
-    "responses-usage": ([CREATED, completed(usage=None)], "response.usage"),
+    "responses-usage": ([CREATED, completed(usage={"input_tokens_details": {}})], "response.usage"),
     "responses-unfinished": ([CREATED, *TEXT], ""),
     "responses-after-end": ([CREATED, completed(), completed()], "type"),
     "responses-unknown-event": ([CREATED, {"type": "response.surprise"}, completed()], "type"),
@@ -123,6 +123,14 @@ def test_every_rule_is_broken_by_a_stream_of_its_own() -> None:
 def test_a_stream_breaks_its_rule_and_no_other(rule: str) -> None:
     events, path = BREAKS[rule]
     assert broken(*events) == [(rule, path)]
+
+
+def test_items_may_end_in_another_order_than_they_began() -> None:
+    second = item("added", CALL, 1)
+    mixed = [ADDED, second, item("done", CALL, 1), DONE]
+    assert broken(CREATED, *mixed, completed(MESSAGE, CALL)) == []
+    assert broken(CREATED, *mixed, completed(CALL, MESSAGE)) == [("responses-output", "response.output")]
+    assert broken(CREATED, completed(usage=None)) == []
 
 
 def test_names_numbers_and_marks() -> None:
