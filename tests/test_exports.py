@@ -80,6 +80,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.protocols.chat.passthrough": """
         ChatRequest ChatStream StreamState encode_request pass_through read
     """,
+    "capi_core.protocols.chat.replay": "own_messages",
     "capi_core.protocols.chat.reply": "decode_reply encode_reply pass_answer",
     "capi_core.protocols.chat.request_decoder": "decode_request",
     "capi_core.protocols.chat.request_encoder": "MOST_STOPS encode_request",
@@ -142,7 +143,6 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.protocols.responses.request_encoder": "encode_request",
     "capi_core.protocols.responses.response_object": "INCOMPLETE ResponseObject",
     "capi_core.protocols.responses.row": "RESPONSES RESPONSES_WITHOUT_IDS ResponsesCodec",
-    "capi_core.protocols.responses.splice": "edit_items one_line without",
     "capi_core.protocols.responses.stream_decoder": "ResponsesDecoder",
     "capi_core.protocols.responses.stream_encoder": "ResponsesEncoder",
     "capi_core.protocols.responses.tool_decoder": "read_additional_tools read_tool_choice read_tools",
@@ -151,6 +151,7 @@ PUBLIC: Final[Mapping[str, str]] = {
         ClientFrame FrameEncoder FrameError encode_error_frame read_client_frame
     """,
     "capi_core.protocols.responses.wire": "CALLS ITEM ItemPart OutputItem TYPED Typed",
+    "capi_core.protocols.splice": "edit_items one_line without",
     "capi_core.protocols.stream": "ENDED StreamDecoder StreamEncoder StreamMachine StreamState",
     "capi_core.protocols.writing": "json_bytes json_text",
     "capi_core.request_head": "CRLF FIELD FramingError FramingFault FramingLimits Head HeadReader TOKEN",

@@ -195,7 +195,7 @@ def test_a_forged_seal_is_refused_by_the_provider_that_gave_it(cell: Cell) -> No
     cell.ok()
 
 
-@only(but=[(CHAT, MESSAGES, stream) for stream in FORM])
+@only()
 def test_another_provider_goes_on_with_the_conversation(cell: Cell) -> None:
     """Reasoning that only the first one understands is kept from the others, and does no harm when it comes back."""
     talk = cell.talk(REASONERS[cell.upstream])

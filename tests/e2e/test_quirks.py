@@ -120,9 +120,7 @@ def _body(client: Protocol, model: str, ask: Ask) -> Mapping[str, object]:
 
 
 # What a gateway that passes a stream on as it is passes on, too: to a client of the upstream's own protocol.
-_PASSED_ON: Final = frozenset(
-    {"done_only", "split_tool_id", "choices_null", "filter_results_first", "duplicate_finish", "no_finish"}
-)
+_PASSED_ON: Final = frozenset({"done_only", "split_tool_id", "filter_results_first", "duplicate_finish", "no_finish"})
 # Of these, the SDK's helper does not notice.
 _HARMLESS: Final = frozenset({"done_only", "filter_results_first", "duplicate_finish"})
 

@@ -24,6 +24,7 @@ from attrs import field, frozen
 
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.members import JSONObject, MemberRewriter, MembersError, decode
+from capi_core.protocols.chat.replay import own_messages
 from capi_core.protocols.codec import ClientRequest, Passage
 from capi_core.protocols.openai import encode_error, json_string, read_request, required_model, says_error
 from capi_core.protocols.stream import ENDED, StreamState
@@ -126,6 +127,10 @@ def encode_request(request: ChatRequest, *, upstream_model: str, inject_usage: b
         changes["model"] = json_string(upstream_model)
     if inject_usage:
         changes["stream_options"] = _with_usage(request.document.get("stream_options"))
+    messages = request.document.get("messages") or b""
+    own = own_messages(messages)
+    if own != messages:
+        changes["messages"] = own
     return request.document.edit(changes) if changes else request.document.text
 
 
@@ -220,7 +225,7 @@ class ChatStream:
             chunk, _ = decode(_CHUNK, data)
         except (msgspec.DecodeError, RecursionError, UnicodeError):
             if _is_json(data):  # of another shape: the client's reader may know it
-                return self._renamed(event, data)
+                return self._renamed(event, data, data)
             return self._forward_unreadable(event, data)
         return self._forward_chunk(event, data, chunk)
 
@@ -235,7 +240,9 @@ class ChatStream:
             return b""
         else:
             self.chunks += 1
-        return self._renamed(event, data)
+        # Copilot says `choices: null` where it has none; both official SDKs fail on anything but a list (wire.md 1.7).
+        text = _NO_CHOICES.rewrite(data) if chunk.choices is None and _CHOICES in data else data
+        return self._renamed(event, data, text)
 
     def _note_finished(self, choices: Iterable[_Choice]) -> None:
         for choice in choices:
@@ -264,10 +271,10 @@ class ChatStream:
             self._break("upstream_garbage", "the upstream sent something that is not an event stream")
         return b""
 
-    def _renamed(self, event: Event, data: bytes) -> bytes:
-        if self._rewriter is None:
-            return event.raw
-        text = self._rewriter.rewrite(data)
+    def _renamed(self, event: Event, data: bytes, text: bytes) -> bytes:
+        """The event with `text`, under the client's name for the model, in place of `data`."""
+        if self._rewriter is not None:
+            text = self._rewriter.rewrite(text)
         if text == data:
             return event.raw
         if b"\n" in data or event.raw.count(data) != 1:  # spread over several lines, or in a comment as well
@@ -280,6 +287,8 @@ class ChatStream:
 
 
 _NULL: Final = b"null"
+_CHOICES: Final = b'"choices"'
+_NO_CHOICES: Final = MemberRewriter("choices", b"[]")
 _DATALESS_FIELDS: Final = frozenset({b"", b"event", b"id", b"retry"})
 
 

@@ -13,7 +13,7 @@ import msgspec
 from capi_core.members import JSONObject, MembersError, decode
 from capi_core.protocols.carriage import MARK
 from capi_core.protocols.openai import json_string
-from capi_core.protocols.responses.splice import edit_items
+from capi_core.protocols.splice import edit_items
 
 if TYPE_CHECKING:
     from capi_core.protocols.codec import ClientRequest

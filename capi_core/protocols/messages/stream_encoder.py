@@ -42,7 +42,7 @@ from capi_core.protocols.messages.block_encoder import (
     signature_text,
 )
 from capi_core.protocols.messages.errors import error_event
-from capi_core.protocols.responses.splice import one_line
+from capi_core.protocols.splice import one_line
 from capi_core.protocols.writing import json_bytes, json_text
 from capi_core.usage import Usage, encode_anthropic_usage
 

@@ -18,7 +18,7 @@ from capi_core.protocols.codec import Envelope
 from capi_core.protocols.openai import decode_string
 from capi_core.protocols.reading import read_json
 from capi_core.protocols.responses.response_object import ResponseObject
-from capi_core.protocols.responses.splice import without
+from capi_core.protocols.splice import without
 from capi_core.protocols.writing import json_bytes
 from capi_core.usage import Usage
 

@@ -26,7 +26,7 @@ from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.members import JSONObject, MembersError, decode
 from capi_core.protocols.openai import json_string, says_error
 from capi_core.protocols.responses.errors import decode_error, encode_error, response_code
-from capi_core.protocols.responses.splice import edit_items, one_line
+from capi_core.protocols.splice import edit_items, one_line
 from capi_core.protocols.stream import ENDED, StreamState
 from capi_core.protocols.writing import json_bytes
 from capi_core.sse import Event, SSEDecoder, SSEError, encode

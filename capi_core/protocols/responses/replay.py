@@ -15,7 +15,7 @@ import msgspec
 from capi_core.members import JSONObject, MembersError, decode
 from capi_core.protocols.carriage import MARK
 from capi_core.protocols.openai import json_string
-from capi_core.protocols.responses.splice import edit_items, without
+from capi_core.protocols.splice import edit_items, without
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from capi_core.deltas import FinishReason
-from capi_core.protocols.responses.splice import one_line
+from capi_core.protocols.splice import one_line
 from capi_core.protocols.writing import json_text
 from capi_core.usage import encode_responses_usage
 

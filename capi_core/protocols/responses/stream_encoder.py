@@ -36,7 +36,7 @@ from capi_core.protocols.kinds import Protocol
 from capi_core.protocols.responses.errors import response_code
 from capi_core.protocols.responses.output_items import OpenItem
 from capi_core.protocols.responses.response_object import INCOMPLETE, ResponseObject
-from capi_core.protocols.responses.splice import one_line
+from capi_core.protocols.splice import one_line
 from capi_core.protocols.writing import json_bytes, json_text
 from capi_core.sse import KEEP_ALIVE
 
@@ -182,9 +182,12 @@ class ResponsesEncoder:
             self._events([item.annotated(raw)], out)
 
     def _stop(self, index: int, out: list[bytes]) -> None:
-        item = self._items.pop(index, None)
+        item = self._items.get(index)
         if item is None:  # an opaque block, told whole or left out
             return
+        if item.kind is BlockKind.FUNCTION_CALL and not item.texts:
+            self._text(Delta(index, "{}"), out)  # clients parse what they get: no arguments are an empty object
+        del self._items[index]
         events, whole = item.done(self._signatures.pop(index, None))
         self._done[self._places[index]] = whole
         self._events(events, out)

@@ -18,7 +18,7 @@ from capi_core.members import JSONObject, MembersError, decode
 from capi_core.protocols.openai import decode_string, json_string
 from capi_core.protocols.reading import read_json
 from capi_core.protocols.responses.errors import ErrorBody, problem_of
-from capi_core.protocols.responses.splice import without
+from capi_core.protocols.splice import without
 from capi_core.protocols.writing import json_bytes
 from capi_core.sse import Event, SSEDecoder
 

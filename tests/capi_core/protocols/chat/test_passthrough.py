@@ -328,10 +328,15 @@ WHOLE = {
 }
 
 
+def listed(stream: bytes) -> bytes:
+    """What is the one change that a stream without an alias gets: both official SDKs fail on `choices: null`."""
+    return stream.replace(b'"choices":null', b'"choices":[]')
+
+
 @pytest.mark.parametrize("name", WHOLE)
 def test_a_whole_stream_passes_byte_for_byte(name: str) -> None:
-    stream = WHOLE[name].whole
-    seen = relay(stream)
+    seen = relay(WHOLE[name].whole)
+    stream = listed(WHOLE[name].whole)
     assert seen.output.startswith(stream)
     assert seen.output[len(stream) :] in (b"", b"\n", b"\n\n")  # the blank line that Copilot leaves out
     assert seen.state is (StreamState.DONE if b"[DONE]" in stream else StreamState.FINISHED)
@@ -344,7 +349,7 @@ def test_with_an_alias_only_the_top_level_model_of_each_chunk_changes(name: str)
     stream = WHOLE[name].whole
     seen = relay(stream, Settings(public_name="fast"))
     expected = stream.replace(b'"id": "c", "model": "up-2026"', b'"id": "c", "model": "fast"')
-    expected = expected.replace(b'{"id":"c","model":"up-2026"', b'{"id":"c","model":"fast"')
+    expected = listed(expected.replace(b'{"id":"c","model":"up-2026"', b'{"id":"c","model":"fast"'))
     assert seen.output.startswith(expected)
     assert all_but_output(seen) == all_but_output(relay(stream))
 
@@ -410,11 +415,11 @@ def test_a_chunk_of_usage_alone_is_swallowed_if_the_gateway_asked_for_it(
 ) -> None:
     before, after = events(chunk(finish="stop")), events(b"[DONE]")
     seen = relay(before + events(extra) + after, Settings(swallow_usage=True))
-    assert seen.output == before + (b"" if swallowed else events(extra)) + after
+    assert seen.output == before + (b"" if swallowed else listed(events(extra))) + after
     assert seen.usage == (SPENT if b"prompt_tokens" in extra else None)
     assert seen.chunks == (1 if swallowed else 2)
     shown = relay(before + events(extra) + after, Settings(swallow_usage=False))
-    assert shown.output == before + events(extra) + after
+    assert shown.output == before + listed(events(extra)) + after
 
 
 def test_the_last_usage_counts_and_null_is_no_usage() -> None:
@@ -725,7 +730,7 @@ def test_what_becomes_of_a_stream_is_the_sum_of_what_becomes_of_its_events(
     seen = relay(b"".join(part.raw for part in given_parts) + end, settings, chosen)
     kept = [part for part in given_parts if not (swallow and part.usage_only)]
     expected = b"".join(part.out if renames or not part.out else part.raw for part in kept)
-    assert seen.output == expected + end
+    assert seen.output == listed(expected) + end
     assert seen.state is StreamState.DONE
     assert seen.usage == (SPENT if any(part.usage_only for part in given_parts) else None)
 

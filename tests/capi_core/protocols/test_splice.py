@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capi_core.members import JSONObject
-from capi_core.protocols.responses.splice import edit_items, one_line, without
+from capi_core.protocols.splice import edit_items, one_line, without
 
 
 @pytest.mark.parametrize(
