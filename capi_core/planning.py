@@ -19,6 +19,7 @@ from capi_core.errors import ProtocolError
 from capi_core.fidelity import Ledger
 from capi_core.members import decode
 from capi_core.protocols import embeddings, openai
+from capi_core.protocols.chat.passthrough import ChatRequest
 from capi_core.protocols.codec import Envelope, PassedAnswer
 from capi_core.protocols.kinds import Protocol as Wire
 from capi_core.protocols.messages.versions import merge_betas, upstream_version
@@ -54,7 +55,12 @@ class _Typed(msgspec.Struct):
     type: str | None = None
 
 
+class _Choices(msgspec.Struct):
+    choices: list[msgspec.Raw] = []
+
+
 _TYPED: Final = msgspec.json.Decoder(_Typed)
+_CHOICES: Final = msgspec.json.Decoder(_Choices)
 _PERHAPS_MESSAGE: Final = re.compile(rb'"type"\s*:\s*"message"')
 
 
@@ -98,16 +104,17 @@ class Plan:
 
 @frozen
 class _Passed:
-    """Both sides speak the same protocol."""
+    """Both sides speak the same protocol. `choices`: how many answers were asked for."""
 
     codec: Codec
     envelope: Envelope
     upstream_model: str
     machine: StreamMachine | None
+    choices: int = 1
     ledger: Ledger = field(factory=Ledger)
 
     def whole(self, body: bytes) -> PassedAnswer:
-        if _is_foreign(self.codec, body):
+        if _is_foreign(self.codec, body) or (self.choices == 1 and _is_split(self.codec, body)):
             return self._translation(body).whole(body)
         return self.codec.pass_answer(body, upstream_model=self.upstream_model, public_name=self.envelope.model)
 
@@ -218,7 +225,10 @@ class Planner:
             ask_usage=traits.ask_usage,
             max_event_bytes=self.max_event_bytes,
         )
-        answers = _Passed(codec, self._envelope(request, resolution), resolution.upstream_model, passage.machine)
+        choices = request.choices if isinstance(request, ChatRequest) else 1
+        answers = _Passed(
+            codec, self._envelope(request, resolution), resolution.upstream_model, passage.machine, choices
+        )
         extra = self._protocol_headers(protocol, traits, translated=False)
         return self._plan(
             resolution, operation or _OPERATIONS[protocol], passage.body, answers, extra, stream=request.stream
@@ -294,6 +304,16 @@ def _is_foreign(codec: Codec, body: bytes) -> bool:
         return False
     try:
         return decode(_TYPED, body)[0].type == "message"
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return False
+
+
+def _is_split(codec: Codec, body: bytes) -> bool:
+    """Whether a Chat upstream gave the parts of one answer as choices: Copilot does, for Claude's (wire.md 1.8)."""
+    if codec is not CODECS[Wire.CHAT] or body.count(b'"finish_reason"') < 2:
+        return False
+    try:
+        return len(decode(_CHOICES, body)[0].choices) > 1
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return False
 

@@ -287,6 +287,41 @@ def test_what_only_looks_like_that_is_read_as_chat(body: bytes) -> None:
         assert error.code == "upstream_garbage"  # noqa: PT017 - either is right, for the one that it is
 
 
+CALLED = b'{"message":{"role":"assistant","tool_calls":[%b]},"finish_reason":"tool_calls"}' % (
+    b'{"id":"c1","type":"function","function":{"name":"f","arguments":"{}"}}'
+)
+SPLIT = b'{"id":"a","model":"up","choices":[%b,%b]}' % (
+    b'{"message":{"role":"assistant","content":"I look."},"finish_reason":"tool_calls"}',
+    CALLED,
+)
+
+
+def test_copilots_split_answer_is_one_for_a_client_that_asked_for_one() -> None:
+    """Wire.md 1.8: text and calls of one answer come as choices of their own, without an index."""
+    (choice,) = json.loads(plan(CHAT, CHAT).answers.whole(SPLIT).body)["choices"]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("I look.", "tool_calls")
+    assert [call["id"] for call in choice["message"]["tool_calls"]] == ["c1"]
+
+
+def test_several_answers_are_left_apart() -> None:
+    request = CODECS[CHAT].read(b'{"model":"fast","n":2,"messages":[{"role":"user","content":"hi"}]}')
+    resolution = Resolution("lab", "up", "up", renames=False)
+    asked = planner().plan(CHAT, request, resolution, None, UpstreamTraits(protocols=(CHAT,)))
+    assert asked.answers.whole(SPLIT).body == SPLIT
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"choices":[{"message":{"content":"\\"finish_reason\\" \\"finish_reason\\""},"finish_reason":"stop"}]}',
+        b'{"choices":[{"finish_reason":"stop"}],"x":{"finish_reason":"stop"}}',
+        b'{"choices":{"finish_reason":1,"finish_reason":2}}',
+    ],
+)
+def test_one_choice_is_one_choice(body: bytes) -> None:
+    assert plan(CHAT, CHAT).answers.whole(body).body == body
+
+
 ERRORS = {
     CHAT: streams.chat({"error": {"message": "busy", "code": 429}}),
     RESPONSES: streams.named({"type": "error", "code": "rate_limit_exceeded", "message": "busy"}),

@@ -197,7 +197,7 @@ def test_a_streamed_answer_is_what_it_would_be_without_the_quirk(case: tuple[str
         assert len({call.id for call in heard.calls}) == len(heard.calls)
 
 
-@only(*((quirk, client) for quirk, client in product(HOMES, Protocol) if (quirk, client) != ("split_choices", CHAT)))
+@only(*product(HOMES, Protocol))
 def test_a_whole_answer_is_what_it_would_be_without_the_quirk(case: tuple[str, Door]) -> None:
     quirk, door = case
     for ask in (THINK, CALL):
