@@ -511,3 +511,9 @@ def test_no_other_file_is_an_audit_file(name: str) -> None:
 
 def test_the_day_of_a_file() -> None:
     assert day_of("audit-2026-11-24.jsonl") == date(2026, 11, 24)
+
+
+@pytest.mark.parametrize("ts", [-1, 253_402_300_800_000])
+def test_an_entry_has_a_time_that_a_file_can_be_named_by(ts: int) -> None:
+    with pytest.raises(LocalError, match="1970 to 9999"):
+        AuditEntry(seq=1, ts=ts, action=Action.KEY_CREATE, target="key k2")

@@ -1,6 +1,7 @@
 """Config: a file is either understood whole or refused with every problem at its place; a URL never surprises."""
 
 import json
+from typing import Literal
 
 import httpx
 import msgspec
@@ -21,6 +22,8 @@ from capi_core.config import (
     json_schema,
     parse,
 )
+from capi_core.protocols.kinds import Protocol
+from capi_core.routing import UpstreamTraits
 
 GOOD = {
     "version": 1,
@@ -563,3 +566,26 @@ def test_a_damaged_file_is_a_config_or_an_error(at: int, damage: bytes) -> None:
     text = json.dumps(GOOD).encode()
     check(text[:at] + damage + text[at + len(damage) :])
     check(text[:at])
+
+
+# --- what routing asks ---
+
+
+@pytest.mark.parametrize(
+    ("kind", "protocols", "counts"),
+    [
+        ("openai", (Protocol.CHAT,), False),
+        ("anthropic", (Protocol.MESSAGES,), True),
+        ("demo", tuple(Protocol), True),
+    ],
+)
+def test_each_kind_of_upstream_has_its_protocols(
+    kind: Literal["openai", "anthropic", "demo"], protocols: tuple[Protocol, ...], counts: bool
+) -> None:
+    traits = UpstreamConfig(kind=kind).traits
+    assert (traits.protocols, traits.count_tokens) == (protocols, counts)
+
+
+def test_what_an_upstream_says_of_itself_counts() -> None:
+    given = UpstreamConfig(kind="openai", protocols=(Protocol.RESPONSES,), count_tokens=True, betas=("b-1",))
+    assert given.traits == UpstreamTraits(protocols=(Protocol.RESPONSES,), count_tokens=True, betas=("b-1",))

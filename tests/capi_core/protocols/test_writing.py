@@ -10,6 +10,11 @@ from capi_core.protocols.writing import json_bytes, json_text
 texts = st.text(st.characters() | st.sampled_from("\ud83d\udc00"))
 
 
+def test_half_a_surrogate_pair_is_written_as_a_question_mark() -> None:
+    assert json_text("a\ud83d") == b'"a?"'
+    assert json.loads(json_bytes({"k\ud83d": ["\ud83d", ("x",), 1]})) == {"k?": ["?", ["x"], 1]}
+
+
 @given(texts)
 def test_a_text_is_written_whole(text: str) -> None:
     whole = text.encode("utf-8", "replace").decode()

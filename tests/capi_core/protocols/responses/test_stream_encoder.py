@@ -261,3 +261,14 @@ def test_the_upstreams_time_and_last_usage_are_told() -> None:
     without = told(make().encode([Start(), Signed(0, Signature(Protocol.CHAT, "x"))]))[0]["response"]
     assert isinstance(without, dict)
     assert without["created_at"] == 9
+
+
+def test_a_call_without_arguments_carries_an_empty_object() -> None:
+    """Clients parse what they get; a custom tool's input is text, and may be empty."""
+    calls = (ToolCall("c1", ToolRef("f"), ""), ToolCall("c2", ToolRef("g"), "", ToolKind.CUSTOM))
+    encoder = make()
+    events = told(encoder.encode(Reply("up", "m", calls, Finish(FinishReason.TOOL_CALLS)).deltas()))
+    done = [event["item"] for event in events if event["type"] == "response.output_item.done"]
+    assert [item.get("arguments", item.get("input")) for item in done if isinstance(item, dict)] == ["{}", ""]
+    deltas = [event["delta"] for event in events if str(event["type"]).endswith("arguments.delta")]
+    assert deltas == ["{}"]
