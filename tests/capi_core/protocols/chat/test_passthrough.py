@@ -807,3 +807,10 @@ def test_a_stream_that_is_over_does_not_fail() -> None:
     stream.receive_data(b"data: [DONE]\n\n")
     assert stream.fail(Problem(502, "c", "m")) == b""
     assert stream.state is StreamState.DONE
+
+
+def test_another_providers_reasoning_does_not_go_upstream() -> None:
+    """Its blob was carried to the client (`carriage`); this provider would refuse it."""
+    body = b'{"model":"m","messages":[{"role":"assistant","content":"a"%b}]}'
+    request = read(body % b',"reasoning_opaque":"capi1.messages.SIG"')
+    assert encode_request(request, upstream_model="m", inject_usage=False) == body % b""
