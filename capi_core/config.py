@@ -74,8 +74,6 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Refuse a request that would lose something when it is translated into another protocol."""
     count_tokens: bool | None = None
     """It has POST /messages/count_tokens. Unset: yes for `anthropic` and `demo`, else tokens are counted here."""
-    websocket: bool = False
-    """It speaks Responses over WebSocket, and is asked that way by clients that use one."""
     reasoning_member: ReasoningMember = ReasoningMember.NONE
     """Where a Chat upstream takes a model's earlier reasoning back; `none` leaves it out."""
     max_tokens_member: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
@@ -108,7 +106,6 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
         return UpstreamTraits(
             protocols=self.protocols or _SPOKEN[self.kind],
             count_tokens=counts,
-            websocket=self.websocket,
             strict_fidelity=self.strict_fidelity,
             ask_usage=self.ask_usage,
             reasoning_member=self.reasoning_member,

@@ -28,14 +28,12 @@ _T = TypeVar("_T")
 class UpstreamTraits:
     """What the configuration says of an upstream.
 
-    `protocols`: those it speaks. `count_tokens`: it counts tokens for Messages. `websocket`: it speaks Responses over
-    WebSocket. `strict_fidelity`: a translation that loses something is refused. `betas`: `anthropic-beta` values that
-    go with every Messages request.
+    `protocols`: those it speaks. `count_tokens`: it counts tokens for Messages. `strict_fidelity`: a translation that
+    loses something is refused. `betas`: `anthropic-beta` values that go with every Messages request.
     """
 
     protocols: tuple[Protocol, ...] = (Protocol.CHAT,)
     count_tokens: bool = False
-    websocket: bool = False
     strict_fidelity: bool = False
     ask_usage: bool = True
     reasoning_member: ReasoningMember = ReasoningMember.NONE
@@ -49,14 +47,12 @@ class ModelFacts:
     """What a model's record says. `protocols` empty: it says nothing about them."""
 
     protocols: tuple[Protocol, ...] = ()
-    websocket: bool = False
     max_output_tokens: int | None = None
     thinking: ThinkingSupport = ThinkingSupport.UNKNOWN
     min_thinking_budget: int | None = None
     max_thinking_budget: int | None = None
     efforts: tuple[str, ...] | None = field(default=None)
     images: bool | None = None
-    vendor: str | None = None
 
 
 class _Limits(msgspec.Struct):
@@ -79,7 +75,6 @@ class _Capabilities(msgspec.Struct):
 
 class _Record(msgspec.Struct):
     supported_endpoints: tuple[str, ...] | None = None
-    vendor: str | None = None
     max_tokens: int | None = None
     """Anthropic's model list: the most tokens an answer can have."""
 
@@ -99,7 +94,6 @@ _ENDPOINTS: Final[Mapping[str, Protocol]] = {
     "/v1/messages": Protocol.MESSAGES,
     "/messages": Protocol.MESSAGES,
 }
-_WEBSOCKET_ENDPOINT: Final = "ws:/responses"
 
 _NEAREST: Final[Mapping[Protocol, tuple[Protocol, ...]]] = {
     Protocol.CHAT: (Protocol.CHAT, Protocol.RESPONSES, Protocol.MESSAGES),
@@ -122,14 +116,12 @@ def model_facts(record: bytes | None) -> ModelFacts:
     efforts = supports.reasoning_effort if isinstance(supports.reasoning_effort, tuple) else None
     return ModelFacts(
         protocols=tuple(protocols),
-        websocket=_WEBSOCKET_ENDPOINT in endpoints,
         max_output_tokens=_positive(capable.limits.max_output_tokens) or _positive(plain.max_tokens),
         thinking=_thinking(supports),
         min_thinking_budget=_positive(supports.min_thinking_budget),
         max_thinking_budget=_positive(supports.max_thinking_budget),
         efforts=efforts,
         images=supports.vision,
-        vendor=plain.vendor,
     )
 
 

@@ -42,7 +42,6 @@ def test_copilots_record_says_what_the_model_takes() -> None:
         max_thinking_budget=32000,
         efforts=("low", "medium", "high"),
         images=True,
-        vendor="Anthropic",
     )
 
 
@@ -85,14 +84,14 @@ def test_what_a_record_does_not_say_is_unknown(record: bytes | None) -> None:
 
 def test_one_unreadable_part_does_not_hide_the_other() -> None:
     facts = model_facts(b'{"supported_endpoints":["/responses","ws:/responses"],"capabilities":{"limits":3}}')
-    assert facts == ModelFacts(protocols=(RESPONSES,), websocket=True)
+    assert facts == ModelFacts(protocols=(RESPONSES,))
     assert model_facts(b'{"supported_endpoints":1,"capabilities":{"supports":{"vision":false}}}').images is False
     assert model_facts(b'{"capabilities":{"supports":{"reasoning_effort":true}}}').efforts is None
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner, max_size=3)))
 def test_no_record_is_a_fault(value: object) -> None:
-    for member in ("supported_endpoints", "capabilities", "vendor", "max_tokens"):
+    for member in ("supported_endpoints", "capabilities", "max_tokens"):
         assert isinstance(model_facts(json.dumps({member: value}).encode()), ModelFacts)
 
 

@@ -1,6 +1,6 @@
 """`kill -9` at random moments: what was acknowledged is there, and the audit log has each change once.
 
-CAPI_KILL_ROUNDS says how often (default 5, and 200 with CAPI_FULL=1), CAPI_KILL_SEED where the dice begin.
+CAPI_KILL_ROUNDS says how often (default 20, and 200 with CAPI_FULL=1), CAPI_KILL_SEED where the dice begin.
 """
 
 import os
@@ -29,7 +29,7 @@ from capi_trio.storage.audit_log import read_lines
 from tests.support.process import Capi, IssuedKey, command
 from tests.support.scale import FULL, tell
 
-ROUNDS: Final = int(os.environ.get("CAPI_KILL_ROUNDS", "200" if FULL else "5"))
+ROUNDS: Final = int(os.environ.get("CAPI_KILL_ROUNDS", "200" if FULL else "20"))
 SEED: Final = int(os.environ.get("CAPI_KILL_SEED", "1"))
 LATEST_S: Final = 0.5
 """A running server is killed at most this long after it began to work."""

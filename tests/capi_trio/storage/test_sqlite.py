@@ -29,6 +29,7 @@ from capi_trio.storage.errors import (
 from capi_trio.storage.keys import KeyRepository
 from tests.capi_trio.storage.children import Forker, wait_for
 from tests.capi_trio.storage.helpers import file_contents, record
+from tests.support.scale import FULL
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a file system")
 
@@ -227,7 +228,7 @@ def test_damage_is_refused_or_does_no_harm(whole: Path) -> None:
     dice = random.Random(4)
     original = whole.read_bytes()
     outcomes = {"refused": 0, "same": 0, "altered": 0}
-    for _ in range(250):
+    for _ in range(1_000 if FULL else 250):
         data = bytearray(original)
         if dice.random() < 0.2:
             del data[dice.randrange(len(data)) :]
