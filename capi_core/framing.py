@@ -2,10 +2,11 @@
 
 Every client byte goes through `RequestFraming` first. It refuses what two parsers could read in two ways and
 hands on a canonical serialisation of what it understood. The server behind never sees a byte that was not
-understood here: no parser differential, no upgrade, no smuggled request.
+understood here: no parser differential, no smuggled request, no upgrade but a WebSocket's that was accepted.
 
     HEAD -> [BODY_LENGTH | BODY_CHUNKED] -> COMPLETE -> next_request() -> HEAD
     a body over its limit, or next_request() after `connection: close` -> DISCARD (swallows the rest)
+    COMPLETE -> switch() after a WebSocket handshake -> SWITCHED: another protocol's bytes, handed on as they are
     a broken rule -> FAILED (sticky: every later call raises LocalError)
 
 One request at a time: what follows a complete request is held back until `next_request`, so that the caller
@@ -41,6 +42,7 @@ class FramingState(Enum):
     BODY_LENGTH = auto()
     BODY_CHUNKED = auto()
     COMPLETE = auto()
+    SWITCHED = auto()
     DISCARD = auto()
     FAILED = auto()
 
@@ -176,9 +178,23 @@ class RequestFraming:
         """
         if self._state is FramingState.FAILED:
             raise LocalError("the connection was refused: nothing more can be received")
+        if self._state is FramingState.SWITCHED:
+            return data
         if self._state is not FramingState.DISCARD:
             self._buffer.append(data)
         return self._advance()
+
+    def switch(self) -> bytes:
+        """The handshake was accepted, with 101: what is held, and all that comes, is the other protocol's.
+
+        Raises `LocalError` unless the state is COMPLETE and the request asked for the upgrade.
+        """
+        if self._state is not FramingState.COMPLETE or self._head is None or not self._head.upgrade:
+            raise LocalError("there is no handshake to accept")
+        self._state = FramingState.SWITCHED
+        held = self._buffer.take(len(self._buffer))
+        self._buffer.clear()
+        return held
 
     def next_request(self) -> bytes:
         """The current request has been answered: go on with what is held. Returns like `receive_data`.
@@ -230,7 +246,7 @@ class RequestFraming:
         if self._state is FramingState.DISCARD:
             self._buffer.clear()
         elif self._state is FramingState.COMPLETE and self._head is not None:
-            if not self._head.keep_alive:
+            if not self._head.keep_alive and not self._head.upgrade:
                 self._buffer.clear()
             elif len(self._buffer) > self._limits.held:
                 raise FramingError(FramingFault.PIPELINE_TOO_LONG)

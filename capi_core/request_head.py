@@ -36,6 +36,8 @@ class FramingLimits:
     body: int = 32 * 1024 * 1024
     # Pipelined bytes behind one request: one read of the socket.
     held: int = 64 * 1024
+    # The paths at which a WebSocket handshake is handed on as one; anywhere else the upgrade is declined.
+    websockets: frozenset[str] = frozenset()
 
 
 class FramingFault(Enum):
@@ -85,6 +87,7 @@ class Head:
 
     `headers` are the fields that were handed on: names in lower case, values without surrounding white space,
     no hop-by-hop fields. Target and headers are kept out of the repr: they may hold a secret.
+    `upgrade`: a WebSocket handshake (RFC 6455 4.2.1), handed on as one; whoever serves it may still decline.
     """
 
     method: str
@@ -96,6 +99,7 @@ class Head:
     expects_continue: bool  # the client waits for `100 Continue`, which the caller sends unless `too_large`
     too_large: bool  # the declared length is over the limit: the body is not read
     keep_alive: bool  # another request may follow on this connection
+    upgrade: bool = False
 
     def __bytes__(self) -> bytes:
         request_line = f"{self.method} {self.target} HTTP/{self.version}\r\n".encode("ascii")
@@ -121,10 +125,15 @@ _UNIQUE: Final = frozenset(
     b"authorization content-encoding content-length content-type expect host transfer-encoding".split()
 ) | {b"x-api-key"}
 # Hop-by-hop (RFC 9110 7.6.1), or between this machine and the client only. An upgrade is declined by leaving
-# Upgrade out (RFC 9110 7.8). The framing fields among them are written anew.
+# Upgrade out (RFC 9110 7.8). The framing fields among them are written anew, and so is a WebSocket handshake, without
+# extensions: to inflate what a client sends is to take a thousand bytes for each of its own (RFC 7692 needs no answer).
 _DROPPED: Final = frozenset(
     b"connection content-length expect http2-settings keep-alive proxy-connection te trailer".split()
-) | {b"transfer-encoding", b"upgrade"}
+) | {b"transfer-encoding", b"upgrade", b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-version"}
+_HANDSHAKE: Final = frozenset({b"upgrade", b"sec-websocket-key", b"sec-websocket-version"})
+# The base64 of 16 bytes, RFC 6455 4.2.1: its last letter has four bits to spare.
+_WEBSOCKET_KEY: Final = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")
+_WEBSOCKET_VERSION: Final = b"13"
 # `Connection: authorization` asks this hop to remove what later decisions rest on: forbidden, RFC 9110 7.6.1.
 _END_TO_END: Final = _UNIQUE.union(
     b"cookie forwarded origin x-forwarded-for x-forwarded-host x-forwarded-proto x-real-ip".split()
@@ -165,6 +174,7 @@ class HeadReader:
         self._fields: list[tuple[bytes, bytes]] = []
         self._unique: dict[bytes, bytes] = {}
         self._options: set[bytes] = set()
+        self._handshake: list[tuple[bytes, bytes]] = []
         self.room = limits.head - len(request_line) - len(CRLF)  # bytes that the rest of the head may have
 
     def add(self, line: bytes) -> None:
@@ -184,6 +194,8 @@ class HeadReader:
             self._fields.append((name, value))
         elif name == b"connection":
             self._options |= _connection_options(value)
+        elif name in _HANDSHAKE:
+            self._handshake.append((name, value))
 
     def finish(self) -> Head:
         self._check_host()
@@ -193,19 +205,36 @@ class HeadReader:
             raise FramingError(FramingFault.UNSUPPORTED_EXPECTATION)
         length, chunked = self._body_length()
         too_large = length is not None and length > self._limits.body
-        keep_alive = self._version == "1.1" and b"close" not in self._options and not too_large
+        upgrade = self._is_handshake() and not length and not chunked
+        keep_alive = self._version == "1.1" and b"close" not in self._options and not too_large and not upgrade
         # Meaningless in 1.0 and without content (RFC 9110 10.1.1).
         may_wait = self._version == "1.1" and (chunked or bool(length))
         return Head(
             method=self._method.decode("ascii"),
             target=self._target.decode("ascii"),
             version=self._version,
-            headers=self._canonical_fields(length, chunked, keep_alive),
+            headers=self._canonical_fields(length, chunked, keep_alive, upgrade),
             content_length=length,
             chunked=chunked,
             expects_continue=may_wait and b"expect" in self._unique,
             too_large=too_large,
             keep_alive=keep_alive,
+            upgrade=upgrade,
+        )
+
+    def _is_handshake(self) -> bool:
+        """RFC 6455 4.2.1. What is not a whole handshake is a request like any other, with the upgrade declined."""
+        fields = dict(self._handshake)
+        path = self._target.partition(b"?")[0].decode("ascii")
+        return (
+            path in self._limits.websockets
+            and self._method == b"GET"
+            and self._version == "1.1"
+            and b"upgrade" in self._options
+            and len(fields) == len(self._handshake) == len(_HANDSHAKE)
+            and fields[b"upgrade"].lower() == b"websocket"
+            and _WEBSOCKET_KEY.fullmatch(fields[b"sec-websocket-key"]) is not None
+            and fields[b"sec-websocket-version"] == _WEBSOCKET_VERSION
         )
 
     def _check_host(self) -> None:
@@ -235,8 +264,12 @@ class HeadReader:
             raise FramingError(FramingFault.INVALID_CONTENT_LENGTH)
         return int(length), False
 
-    def _canonical_fields(self, length: int | None, chunked: bool, keep_alive: bool) -> tuple[tuple[bytes, bytes], ...]:
+    def _canonical_fields(
+        self, length: int | None, chunked: bool, keep_alive: bool, upgrade: bool
+    ) -> tuple[tuple[bytes, bytes], ...]:
         fields = [item for item in self._fields if item[0] not in self._options]
+        if upgrade:
+            return (*fields, (b"connection", b"upgrade"), *self._handshake)
         if chunked:
             fields.append((b"transfer-encoding", b"chunked"))
         elif length is not None:

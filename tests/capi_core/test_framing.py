@@ -473,3 +473,87 @@ class TestProperties:
         canonical = drive([data]).canonical
         again = drive([canonical])
         assert (again.code, again.canonical) == (None, canonical)
+
+
+HANDSHAKE_FIELDS = (
+    b"Upgrade: websocket",
+    b"Connection: keep-alive, Upgrade",
+    b"Sec-WebSocket-Version: 13",
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    b"Sec-WebSocket-Extensions: permessage-deflate",
+)
+SOCKETS = FramingLimits(held=256, websockets=frozenset({"/ws"}))
+
+
+def handshake(*fields: bytes, target: bytes = b"/ws", method: bytes = b"GET", version: bytes = b"1.1") -> bytes:
+    lines = (method + b" " + target + b" HTTP/" + version, b"Host: h", *(fields or HANDSHAKE_FIELDS))
+    return b"".join(line + b"\r\n" for line in lines) + b"\r\n"
+
+
+class TestWebSocket:
+    @pytest.mark.parametrize("target", [b"/ws", b"/ws?a=b"])
+    def test_a_handshake_is_handed_on_without_extensions(self, target: bytes) -> None:
+        """What a client may compress it may inflate a thousandfold (RFC 7692): no extension is agreed on."""
+        framing = RequestFraming(SOCKETS)
+        canonical = framing.receive_data(handshake(target=target))
+        assert canonical == (
+            b"GET " + target + b" HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+            b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+        assert framing.head is not None
+        assert framing.head.upgrade
+        assert RequestFraming(SOCKETS).receive_data(canonical) == canonical
+
+    @pytest.mark.parametrize("at", range(8))
+    def test_frames_pass_as_they_are_once_it_is_accepted(self, at: int) -> None:
+        """Also those that came too early; until then they are held, within the limit of what is pipelined."""
+        framing = RequestFraming(SOCKETS)
+        frames = b"\x81\x85GET \r\n\r\n"
+        framing.receive_data(handshake() + frames[:at])
+        assert framing.held == at
+        assert (
+            framing.switch() + framing.receive_data(frames[at:]) + framing.receive_data(b"\x88\0") == frames + b"\x88\0"
+        )
+        assert framing.state is FramingState.SWITCHED
+        with pytest.raises(LocalError):
+            framing.switch()
+        with pytest.raises(LocalError):
+            framing.next_request()
+
+    def test_too_much_before_it_is_accepted_is_refused(self) -> None:
+        framing = started(handshake(), SOCKETS)
+        with pytest.raises(FramingError) as refused:
+            framing.receive_data(b"x" * 257)
+        assert refused.value.fault is FramingFault.PIPELINE_TOO_LONG
+
+    def test_a_handshake_that_is_declined_ends_the_connection(self) -> None:
+        """What follows it could be frames: nobody may read them as a request."""
+        framing = started(handshake() + GET + b"\r\n", SOCKETS)
+        assert framing.next_request() == b""
+        assert framing.state is FramingState.DISCARD
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            handshake(target=b"/other"),
+            handshake(target=b"/ws/"),
+            handshake(method=b"POST"),
+            handshake(version=b"1.0"),
+            handshake(*HANDSHAKE_FIELDS, b"Content-Length: 3"),
+            handshake(*HANDSHAKE_FIELDS, b"Transfer-Encoding: chunked"),
+            handshake(*HANDSHAKE_FIELDS, HANDSHAKE_FIELDS[0]),
+            *(handshake(*HANDSHAKE_FIELDS[:left], *HANDSHAKE_FIELDS[left + 1 :]) for left in range(4)),
+            handshake(b"Upgrade: h2c", *HANDSHAKE_FIELDS[1:]),
+            handshake(*HANDSHAKE_FIELDS[:2], b"Sec-WebSocket-Version: 8", HANDSHAKE_FIELDS[3]),
+            handshake(*HANDSHAKE_FIELDS[:3], b"Sec-WebSocket-Key: AAAA"),
+            handshake(*HANDSHAKE_FIELDS[:3], b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZR=="),
+        ],
+    )
+    def test_what_is_no_whole_handshake_is_a_request_like_any_other(self, data: bytes) -> None:
+        framing = started(data, SOCKETS)
+        assert framing.head is not None
+        assert not framing.head.upgrade
+        names = {name for name, _ in framing.head.headers}
+        assert not names & {b"upgrade", b"sec-websocket-key", b"sec-websocket-version", b"sec-websocket-extensions"}
+        with pytest.raises(LocalError):
+            framing.switch()

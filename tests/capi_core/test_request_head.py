@@ -48,3 +48,24 @@ def test_field_count_and_size_have_their_limits() -> None:
     assert refused.value.fault is FramingFault.TOO_MANY_FIELDS
     reader = HeadReader(b"GET / HTTP/1.1", limits)
     assert reader.room == limits.head - len(b"GET / HTTP/1.1") - len(CRLF)
+
+
+def test_a_websocket_handshake_is_handed_on_where_one_is_taken() -> None:
+    """RFC 6455 4.2.1; anywhere else the upgrade is declined by leaving it out."""
+    line = b"GET /ws HTTP/1.1"
+    fields = (
+        b"host: h",
+        b"upgrade: WebSocket",
+        b"connection: Upgrade",
+        b"sec-websocket-version: 13",
+        b"sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==",
+        b"sec-websocket-protocol: x",
+    )
+    head = read(line, *fields, limits=FramingLimits(websockets=frozenset({"/ws"})))
+    assert head.upgrade
+    assert not head.keep_alive
+    assert dict(head.headers)[b"upgrade"] == b"WebSocket"
+    declined = read(line, *fields)
+    assert not declined.upgrade
+    assert declined.keep_alive
+    assert dict(declined.headers) == {b"host": b"h", b"sec-websocket-protocol": b"x"}

@@ -320,7 +320,7 @@ _CONNECTION_CASES: Final = (
             b"Sec-WebSocket-Version: 13",
             b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         ),
-        _GET_H + b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        _PLAIN,
     ),
     _accepted(
         "h2c_upgrade_is_ignored",
