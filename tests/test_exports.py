@@ -148,7 +148,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.protocols.responses.tool_decoder": "read_additional_tools read_tool_choice read_tools",
     "capi_core.protocols.responses.tool_encoder": "encode_tool_choice encode_tools wire_name",
     "capi_core.protocols.responses.websocket": """
-        ClientFrame FrameEncoder FrameError encode_error_frame read_client_frame
+        ClientFrame FrameEncoder FrameError encode_error_frame in_lane read_client_frame
     """,
     "capi_core.protocols.responses.wire": "CALLS ITEM ItemPart OutputItem TYPED Typed",
     "capi_core.protocols.splice": "edit_items one_line without",

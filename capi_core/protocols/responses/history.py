@@ -57,8 +57,11 @@ class ResponseHistory:
     def remember(self, response_id: str, document: JSONObject, response: bytes) -> None:
         """A request was answered: `document` is the request as expanded, `response` the whole response object.
 
-        Raises `ProtocolError` when one of them is not what it should be.
+        One that continues what only the upstream keeps is not: nobody here has the whole of it. Raises `ProtocolError`
+        when one of them is not what it should be.
         """
+        if _previous(document) is not None:
+            return
         output = read_json(_RESPONSE, response, "$.response", status=502).output
         items = b",".join(part for part in (_items(document), _joined(output)) if part)
         self._forget(response_id)
@@ -70,27 +73,29 @@ class ResponseHistory:
     def expand(self, document: JSONObject) -> JSONObject:
         """The request with the whole conversation as its `input`, and without `previous_response_id`.
 
-        One that refers to nothing is returned as it is. Raises `ProtocolError` (400) with the code
-        `previous_response_not_found` when it refers to a response that this connection does not know, or no longer.
+        One that refers to nothing is returned as it is; so is one that refers to a response which this connection does
+        not know, or no longer, but the upstream may: what it stores is for it to find. Raises `ProtocolError` (400) with
+        the code `previous_response_not_found` when nothing is stored (`store: false`).
         """
-        previous = document.get(_PREVIOUS)
-        if previous is None or previous == _NULL:
+        previous = _previous(document)
+        if previous is None:
             return document
         before = self._conversations.get(decode_string(previous) or "")
+        if before is None and document.get("store") != b"false":
+            return document
         if before is None:
-            raise ProtocolError(
-                "this connection has no such previous response: send the whole conversation as `input`",
-                code="previous_response_not_found",
-                param=_PREVIOUS,
-            )
+            raise _not_found()
         items = b",".join(part for part in (before, _items(document)) if part)
         return JSONObject(JSONObject(without(document, {_PREVIOUS})).edit({"input": b"[%b]" % items}))
 
     def warm_up(self, document: JSONObject, response_id: str, now_s: int) -> list[str]:
         """The events, as JSON texts, that answer an expanded request with `generate: false`; and remembers it.
 
-        No model is asked: the response is complete, empty and free. `now_s`: seconds since epoch.
+        No model is asked: the response is complete, empty and free. `now_s`: seconds since epoch. Raises `ProtocolError`
+        when the request continues what is not held here: there would be nothing to remember.
         """
+        if _previous(document) is not None:
+            raise _not_found()
         model = decode_string(document.get("model") or _NULL) or ""
         answer = ResponseObject(Envelope(request_id="", model=model, now_s=now_s, request=document))
         answer.id = response_id
@@ -104,6 +109,17 @@ class ResponseHistory:
     def _forget(self, response_id: str) -> None:
         items = self._conversations.pop(response_id, b"")
         self._held -= len(items)
+
+
+def _not_found() -> ProtocolError:
+    text = "this connection has no such previous response: send the whole conversation as `input`"
+    return ProtocolError(text, code="previous_response_not_found", param=_PREVIOUS)
+
+
+def _previous(document: JSONObject) -> bytes | None:
+    """The id that a request refers to, as JSON."""
+    previous = document.get(_PREVIOUS)
+    return None if previous == _NULL else previous
 
 
 def _items(document: JSONObject) -> bytes:

@@ -22,7 +22,7 @@ from capi_core.protocols.splice import without
 from capi_core.protocols.writing import json_bytes
 from capi_core.sse import Event, SSEDecoder
 
-__all__ = ["ClientFrame", "FrameEncoder", "FrameError", "encode_error_frame", "read_client_frame"]
+__all__ = ["ClientFrame", "FrameEncoder", "FrameError", "encode_error_frame", "in_lane", "read_client_frame"]
 
 _MOST_STREAM_ID: Final = 256
 
@@ -128,10 +128,16 @@ class FrameEncoder:
             problem = _flat_error(data)
             if problem is not None:
                 return encode_error_frame(problem[0], stream_id=self._stream_id, sequence_number=problem[1])
-        if self._stream_id is not None:
-            with suppress(MembersError):  # what is passed through as the upstream sent it stays so
-                data = JSONObject(data).edit({"stream_id": json_string(self._stream_id)})
-        return data.decode("utf-8", "replace")
+        return in_lane(data.decode("utf-8", "replace"), self._stream_id)
+
+
+def in_lane(frame: str, stream_id: str | None) -> str:
+    """The frame with its lane's name, where the lane has one. What is no JSON object stays as it is."""
+    if stream_id is None:
+        return frame
+    with suppress(MembersError):
+        frame = JSONObject(frame.encode()).edit({"stream_id": json_string(stream_id)}).decode()
+    return frame
 
 
 def _flat_error(data: bytes) -> tuple[Problem, int | None] | None:

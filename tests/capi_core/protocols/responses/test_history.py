@@ -54,7 +54,7 @@ def test_a_request_that_refers_to_nothing_is_not_touched() -> None:
 @pytest.mark.parametrize("previous", ["resp_unknown", 5])
 def test_an_unknown_response_is_refused(previous: object) -> None:
     with pytest.raises(ProtocolError) as caught:
-        ResponseHistory().expand(document(previous_response_id=previous))
+        ResponseHistory().expand(document(previous_response_id=previous, store=False))
     error = caught.value
     assert (error.code, error.status_hint, error.param) == ("previous_response_not_found", 400, "previous_response_id")
 
@@ -64,8 +64,8 @@ def test_the_oldest_are_forgotten_first() -> None:
     for name in ("a", "b", "a", "c"):
         history.remember(name, document(input=name), response())
     with pytest.raises(ProtocolError):
-        expanded(history, previous_response_id="b")
-    assert {"input", "model"} == set(expanded(history, previous_response_id="a"))
+        expanded(history, previous_response_id="b", store=False)
+    assert {"input", "model", "store"} == set(expanded(history, previous_response_id="a", store=False))
 
 
 def test_the_text_that_is_held_is_bounded() -> None:
@@ -73,11 +73,11 @@ def test_the_text_that_is_held_is_bounded() -> None:
     history.remember("a", document(input="x"), response())
     history.remember("b", document(input="y" * 100), response())
     with pytest.raises(ProtocolError):
-        expanded(history, previous_response_id="a")
+        expanded(history, previous_response_id="a", store=False)
     history.remember("c", document(input="z" * 300), response())
     for name in ("b", "c"):
         with pytest.raises(ProtocolError):
-            expanded(history, previous_response_id=name)
+            expanded(history, previous_response_id=name, store=False)
 
 
 @pytest.mark.parametrize(
@@ -91,3 +91,16 @@ def test_what_is_no_request_or_no_response_is_refused(given: dict[str, object], 
 
 def test_a_warm_up_without_a_model_is_answered_too() -> None:
     assert len(ResponseHistory().warm_up(JSONObject(b'{"input":[]}'), "r", 0)) == 3
+
+
+def test_what_the_upstream_may_have_stored_is_for_it_to_find() -> None:
+    """And what continues it is nothing that this connection could tell the whole of."""
+    history = ResponseHistory()
+    elsewhere = document(previous_response_id="resp_stored", input="x")
+    assert history.expand(elsewhere) is elsewhere
+    history.remember("resp_2", elsewhere, response())
+    following = document(previous_response_id="resp_2")
+    assert history.expand(following) is following
+    with pytest.raises(ProtocolError) as caught:
+        history.warm_up(elsewhere, "resp_w", 0)
+    assert caught.value.code == "previous_response_not_found"
