@@ -8,6 +8,7 @@ runs the app.
 
 from __future__ import annotations
 
+import http
 from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote_to_bytes
@@ -16,28 +17,29 @@ import trio
 from attrs import asdict, frozen
 
 from capi_core.counting import count_request
-from capi_core.errors import Problem
+from capi_core.errors import Problem, ProtocolError
 from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome, Settings
 from capi_core.keys import mask_keys, may_call
 from capi_core.protocols.kinds import Protocol
-from capi_core.protocols.openai import encode_model, encode_models
+from capi_core.protocols.openai import encode_model, encode_models, required_model
 from capi_core.protocols.registry import CODECS
-from capi_trio.asgi import BodyTooLargeError, ClientGoneError, drain_body, header, read_body, respond
+from capi_trio.asgi import BodyTooLargeError, ClientGoneError, deny, drain_body, read_body
 from capi_trio.logs import get_logger
 from capi_trio.relay import Relay, RelayTimeouts
+from capi_trio.request import JSON, OPERATIONS, Call, Request, id_headers
 from capi_trio.tokenizers import load_counter, vendor_factor
+from capi_trio.websocket import Caller, ResponsesSession, SessionLimits
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope, WebsocketScope
 
     from capi_core.aliases import Catalog
     from capi_core.config import Config
     from capi_core.headers import Headers
     from capi_core.keys import KeyRecord
     from capi_core.members import JSONObject
-    from capi_core.protocols.codec import Codec
     from capi_core.routing import UpstreamTraits
     from capi_trio.access import Access, Door, OpenDoor
     from capi_trio.perimeter import Perimeter
@@ -46,21 +48,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Gateway", "Snapshot"]
 
-_JSON: Final = (b"content-type", b"application/json")
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
-_OPERATIONS: Final[Mapping[bytes, Operation]] = {
-    b"/v1/chat/completions": Operation.CHAT,
-    b"/chat/completions": Operation.CHAT,
-    b"/v1/responses": Operation.RESPONSES,
-    b"/responses": Operation.RESPONSES,
-    b"/v1/messages": Operation.MESSAGES,
-    b"/messages": Operation.MESSAGES,
-    b"/v1/messages/count_tokens": Operation.COUNT_TOKENS,
-    b"/messages/count_tokens": Operation.COUNT_TOKENS,
-    b"/v1/embeddings": Operation.EMBEDDINGS,
-    b"/embeddings": Operation.EMBEDDINGS,
-}
 _COUNTED_AT_ONCE: Final = 64 * 1024
 """Bytes of a request whose tokens are counted without a thread: some milliseconds."""
 _MODEL_LISTS: Final = frozenset({b"/v1/models", b"/models"})
@@ -122,6 +111,7 @@ class Gateway:
         self._now_ms = now_ms
         self._traits = _ConfiguredTraits()
         self._relays: set[Relay] = set()
+        self._sessions: set[ResponsesSession] = set()
         self._stopping = False
         self._log = get_logger("exchange")
 
@@ -136,29 +126,40 @@ class Gateway:
         for relay in self._relays:
             relay.abort(Failure.SHUTDOWN)
 
+    def drain(self) -> None:
+        """Ends every WebSocket as soon as nothing runs on it: nobody else would before the grace period is over."""
+        for session in self._sessions:
+            session.drain()
+
     async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        if scope["type"] == "websocket":
+            await self._open_session(scope, receive, send)
         if scope["type"] != "http":
             return
-        request = _Request(scope, receive, send, self._new_request_id(), self._max_body_bytes)
+        request = Request(scope, receive, send, self._new_request_id(), self._max_body_bytes)
         problem = self._perimeter.problem(scope)
         if problem is not None:
             await request.turn_away(problem)
         elif scope["raw_path"] in _PUBLIC:
             await self._answer_public(request)
-        elif self._sealed():
-            await request.turn_away(_SEALED)
         else:
-            access = self._door.enter(scope["headers"], ip=self._perimeter.client_ip(scope))
+            access = self._enter(scope)
             if isinstance(access, Problem):
-                await request.turn_away(access, *_CHALLENGE)
+                await request.turn_away(access, *_challenge(access))
             else:
                 await self._serve(request, access)
 
-    async def _serve(self, request: _Request, access: Access) -> None:
+    def _enter(self, scope: HTTPScope | WebsocketScope) -> Access | Problem:
+        """Lets the caller in, or says why not."""
+        if self._sealed():
+            return _SEALED
+        return self._door.enter(scope["headers"], ip=self._perimeter.client_ip(scope))
+
+    async def _serve(self, request: Request, access: Access) -> None:
         """Answers a caller who was let in."""
         snapshot = await self._snapshot()
         scope = request.scope
-        operation = _OPERATIONS.get(scope["raw_path"]) if scope["method"] == "POST" else None
+        operation = OPERATIONS.get(scope["raw_path"]) if scope["method"] == "POST" else None
         body: bytes | None
         try:
             body = await read_body(scope, request.receive, limit=self._max_body_bytes)
@@ -167,21 +168,21 @@ class Gateway:
         except BodyTooLargeError:
             body = None
         if operation is not None:
-            await self._exchange(request, access, snapshot, operation, body)
+            await self._exchange(request.call(self._client), access, snapshot, operation, body)
         elif body is None:
             await request.refuse(_too_large(self._max_body_bytes))
         else:
             await self._answer_listing(request, access.key, snapshot)
 
     async def _exchange(
-        self, request: _Request, access: Access, snapshot: Snapshot, operation: Operation, body: bytes | None
+        self, call: Call, access: Access, snapshot: Snapshot, operation: Operation, body: bytes | None
     ) -> None:
         exchange = Exchange(
             operation,
             self._settings(access, snapshot),
-            request_id=request.id,
+            request_id=call.id,
             now_s=self._now_ms() // 1000,
-            client_headers=tuple(request.scope["headers"]),
+            client_headers=tuple(call.client_headers),
         )
         over_rate = self._door.grant(access, trio.current_time())
         if self._stopping:
@@ -196,11 +197,11 @@ class Gateway:
             commands = exchange.receive_request(body)
         relay = Relay(
             exchange,
-            self._client,
-            receive=request.receive,
-            send=request.send,
+            call.upstream,
+            receive=call.receive,
+            send=call.send,
             timeouts=_timeouts(snapshot.config, exchange.upstream),
-            extra_headers=request.headers,
+            extra_headers=call.headers,
         )
         self._relays.add(relay)
         try:
@@ -210,7 +211,7 @@ class Gateway:
             raise
         finally:
             self._relays.discard(relay)
-            self._account(request, access.key, result)
+            self._account(call, access.key, result)
 
     def _settings(self, access: Access, snapshot: Snapshot) -> Settings:
         limits = snapshot.config.limits
@@ -223,15 +224,16 @@ class Gateway:
             count_tokens=_count,
         )
 
-    def _account(self, request: _Request, key: KeyRecord, result: RelayResult) -> None:
+    def _account(self, call: Call, key: KeyRecord, result: RelayResult) -> None:
         """The one line that a request leaves behind. No text of a prompt or an answer is in it."""
         record, usage = result.record, result.record.usage
         tokens = {} if usage is None else {f"tokens_{name}": count for name, count in asdict(usage).items()}
         quiet = record.outcome in (Outcome.OK, Outcome.CLIENT_GONE)
         (self._log.info if quiet else self._log.warning)(
             "exchange",
-            request_id=request.id,
+            request_id=call.id,
             key_id=key.id,
+            transport=call.transport,
             operation=record.operation.name.lower(),
             outcome=record.outcome.value,
             status=record.status,
@@ -248,9 +250,62 @@ class Gateway:
             **tokens,
         )
 
+    # -- WebSocket ----------------------------------------------------------------------------------------------
+
+    async def _open_session(self, scope: WebsocketScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        request_id = self._new_request_id()
+        headers = id_headers(request_id)
+        problem: Access | Problem = self._perimeter.problem(scope) or self._enter(scope)
+        if isinstance(problem, Problem):
+            codec = CODECS[Protocol.RESPONSES]
+            body = codec.encode_error(problem, request_id)
+            await deny(send, problem.status, (JSON, *headers, *_challenge(problem)), body)
+            return
+        session = ResponsesSession(
+            receive,
+            send,
+            Caller(
+                enter=partial(self._enter, scope),
+                refusal=self._refusal,
+                answer=partial(self._answer_turn, scope, self._client),
+            ),
+            headers=headers,
+            new_request_id=self._new_request_id,
+            now_s=lambda: self._now_ms() // 1000,
+            limits=SessionLimits(waiting_bytes=self._max_body_bytes),
+        )
+        self._sessions.add(session)
+        try:
+            await session.run()
+        finally:
+            self._sessions.discard(session)
+
+    async def _refusal(self, access: Access, document: JSONObject) -> Problem | None:
+        """Why a request that asks no model would be refused if it did."""
+        snapshot = await self._snapshot()
+        try:
+            snapshot.catalog.resolve(required_model(document), partial(may_call, access.key))
+        except ProtocolError as error:
+            return Problem.of(error)
+        return None
+
+    async def _answer_turn(
+        self,
+        scope: WebsocketScope,
+        upstream: UpstreamClient,
+        access: Access,
+        request_id: str,
+        body: bytes,
+        receive: ASGIReceiveCallable,
+        send: ASGISendCallable,
+    ) -> None:
+        call = Call(request_id, "websocket", tuple(scope["headers"]), (), receive, send, upstream)
+        held = body if len(body) <= self._max_body_bytes else None  # with the turns before it
+        await self._exchange(call, access, await self._snapshot(), Operation.RESPONSES, held)
+
     # -- routes that ask no model -------------------------------------------------------------------------------
 
-    async def _answer_public(self, request: _Request) -> None:
+    async def _answer_public(self, request: Request) -> None:
         path = request.scope["raw_path"]
         try:
             await drain_body(request.scope, request.receive, limit=self._max_body_bytes)
@@ -266,9 +321,9 @@ class Gateway:
         else:
             await request.respond(200, _TEXT, _PUBLIC[path])
 
-    async def _answer_listing(self, request: _Request, key: KeyRecord, snapshot: Snapshot) -> None:
+    async def _answer_listing(self, request: Request, key: KeyRecord, snapshot: Snapshot) -> None:
         path, method = request.scope["raw_path"], request.scope["method"]
-        if path in _OPERATIONS:
+        if path in OPERATIONS:
             await request.refuse(_wrong_method("POST"), (b"allow", b"POST"))
         elif path not in _MODEL_LISTS and not path.startswith(_MODEL_PREFIXES):
             text = "there is nothing at this path; the API is below /v1, for example POST /v1/chat/completions"
@@ -276,15 +331,15 @@ class Gateway:
         elif method not in _READING:
             await request.refuse(_wrong_method("GET"), (b"allow", b"GET, HEAD"))
         elif path in _MODEL_LISTS:
-            await request.respond(200, _JSON, encode_models(snapshot.catalog.listed(partial(may_call, key))))
+            await request.respond(200, JSON, encode_models(snapshot.catalog.listed(partial(may_call, key))))
         else:
             await self._answer_model(request, key, snapshot)
 
-    async def _answer_model(self, request: _Request, key: KeyRecord, snapshot: Snapshot) -> None:
+    async def _answer_model(self, request: Request, key: KeyRecord, snapshot: Snapshot) -> None:
         name = unquote_to_bytes(request.scope["raw_path"].partition(b"/models/")[2]).decode("utf-8", "replace")
         for model in snapshot.catalog.listed(partial(may_call, key)):
             if model.name == name:
-                await request.respond(200, _JSON, encode_model(model))
+                await request.respond(200, JSON, encode_model(model))
                 return
         text = "there is no such model here; GET /v1/models lists what this key may use"
         await request.refuse(Problem(404, "model_not_found", text, param="model"))
@@ -296,7 +351,6 @@ _PUBLIC: Final[Mapping[bytes, bytes]] = {
     b"/healthz": b"ok\n",
     b"/readyz": b"ready\n",
 }
-_CHALLENGE: Final = ((b"www-authenticate", b'Bearer realm="capi"'),)
 _SEALED: Final = Problem(
     503,
     "admin_key_unread",
@@ -304,53 +358,14 @@ _SEALED: Final = Problem(
 )
 
 
-@frozen
-class _Request:
-    """One request as the server gave it, with the id that its answer and its log line carry."""
-
-    scope: HTTPScope
-    receive: ASGIReceiveCallable
-    send: ASGISendCallable
-    id: str
-    max_body_bytes: int
-
-    @property
-    def headers(self) -> Headers:
-        """What every answer has: the id under the names that OpenAI's and Anthropic's SDKs read."""
-        value = self.id.encode("ascii")
-        return ((b"x-request-id", value), (b"request-id", value))
-
-    @property
-    def codec(self) -> Codec:
-        """Whose shape an answer of ours has: the route's, and on routes of both the client's, which says a version."""
-        operation = _OPERATIONS.get(self.scope["raw_path"])
-        if operation is not None:
-            return CODECS[operation.protocol]
-        speaks_messages = header(self.scope, b"anthropic-version") is not None
-        return CODECS[Protocol.MESSAGES if speaks_messages else Protocol.CHAT]
-
-    async def respond(
-        self, status: int, content_type: tuple[bytes, bytes], body: bytes, *more: tuple[bytes, bytes]
-    ) -> None:
-        await respond(self.send, status, (content_type, *self.headers, *more), body)
-
-    async def refuse(self, problem: Problem, *more: tuple[bytes, bytes]) -> None:
-        await self.respond(problem.status, _JSON, self.codec.encode_error(problem, self.id), *more)
-
-    async def turn_away(self, problem: Problem, *more: tuple[bytes, bytes]) -> None:
-        """Refuses without keeping any of the body in memory: whoever was not let in cannot fill it."""
-        try:
-            await drain_body(self.scope, self.receive, limit=self.max_body_bytes)
-        except ClientGoneError:
-            return
-        except BodyTooLargeError:
-            pass  # the refusal is the same
-        await self.refuse(problem, *more)
-
-
 def _count(document: JSONObject, model: str) -> bytes:
     """Tokens by the model's own tokenizer where there is one, else estimated."""
     return count_request(document, load_counter(model), vendor_factor=vendor_factor(model))
+
+
+def _challenge(problem: Problem) -> Headers:
+    """What a refused caller is told of how to get in (RFC 9110 11.6.1)."""
+    return ((b"www-authenticate", b'Bearer realm="capi"'),) if problem.status == http.HTTPStatus.UNAUTHORIZED else ()
 
 
 def _too_large(limit: int) -> Problem:

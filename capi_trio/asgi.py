@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hypercorn.typing import HTTPResponseBodyEvent, HTTPResponseStartEvent
+from hypercorn.typing import (
+    HTTPResponseBodyEvent,
+    HTTPResponseStartEvent,
+    WebsocketResponseBodyEvent,
+    WebsocketResponseStartEvent,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
+    from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, WebsocketScope
 
     from capi_core.headers import Headers
 
@@ -17,6 +22,7 @@ __all__ = [
     "BodyTooLargeError",
     "ClientGoneError",
     "ResetConnectionError",
+    "deny",
     "drain_body",
     "header",
     "read_body",
@@ -36,7 +42,7 @@ class ResetConnectionError(Exception):
     """Raised by an app to drop the connection half-way, without a proper end of the answer."""
 
 
-def header(scope: HTTPScope, name: bytes) -> bytes | None:
+def header(scope: HTTPScope | WebsocketScope, name: bytes) -> bytes | None:
     """The first value of the request header `name` (lower case)."""
     for field, value in scope["headers"]:
         if field == name:
@@ -88,3 +94,11 @@ async def respond(send: ASGISendCallable, status: int, headers: Headers, body: b
     length = (b"content-length", str(len(body)).encode())
     await send(HTTPResponseStartEvent(type="http.response.start", status=status, headers=[length, *headers]))
     await send(HTTPResponseBodyEvent(type="http.response.body", body=body, more_body=False))
+
+
+async def deny(send: ASGISendCallable, status: int, headers: Headers, body: bytes) -> None:
+    """Refuses a WebSocket handshake with a whole answer, as any other request; `content-length` is added."""
+    length = (b"content-length", str(len(body)).encode())
+    all_headers = [length, *headers]
+    await send(WebsocketResponseStartEvent(type="websocket.http.response.start", status=status, headers=all_headers))
+    await send(WebsocketResponseBodyEvent(type="websocket.http.response.body", body=body, more_body=False))

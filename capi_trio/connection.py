@@ -8,8 +8,11 @@ pins its task for ever. So it gets to see a client through `GuardedStream` only,
 - holds pipelined bytes back while a request is answered, and so always sees a disconnect;
 - bounds each wait: for a request, its head, its body, and for a client to take what is sent;
 
-and through `GuardedApp`, which turns whatever an app raises into an end of that request. What still goes wrong in a
-connection ends that connection (`serve_connection`), never the process.
+and through `GuardedApp` (`capi_trio.guarded_app`), which turns whatever an app raises into an end of that request. What
+still goes wrong in a connection ends that connection (`serve_connection`), never the process.
+
+A WebSocket handshake that the app accepts turns the stream into a pipe: frames are hypercorn's to read, and the guard
+pings a client that would otherwise be silent for hours, so that one that is gone is noticed.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import enum
 import http
 import math
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -31,7 +35,7 @@ from typing_extensions import override
 from capi_core.errors import Problem
 from capi_core.framing import FramingError, FramingLimits, FramingState, RequestFraming
 from capi_core.protocols.openai import encode_error
-from capi_trio.asgi import ResetConnectionError, respond
+from capi_trio.guarded_app import GuardedApp, split_cancelled
 from capi_trio.logs import describe, get_logger
 from capi_trio.sockets import close_with_reset, send_now
 
@@ -39,16 +43,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from hypercorn.events import Event
-    from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+    from hypercorn.typing import ASGIFramework
 
 __all__ = [
     "ConnectionContext",
     "ConnectionTimeouts",
-    "GuardedApp",
     "GuardedStream",
     "PeerSocket",
     "serve_connection",
-    "split_cancelled",
 ]
 
 _READ_SIZE: Final = 64 * 1024
@@ -59,6 +61,8 @@ _TURN_BYTES: Final = 64 * 1024
 _LINGER_S: Final = 1.0
 """After a refusal, how long unread bytes are taken and dropped: closing on them would reset the refusal away."""
 _LINGER_BYTES: Final = 4 * 1024 * 1024
+_PING: Final = b"\x89\x00"
+"""A ping without a payload, RFC 6455 5.5.2."""
 
 
 class PeerSocket(Protocol):
@@ -79,6 +83,8 @@ class ConnectionTimeouts:
     body: float = 30.0
     min_body_rate: int = 4096
     write_stall: float = 30.0
+    ping: float = 20.0
+    """Between two pings on a WebSocket; a client from which nothing comes in between is gone."""
 
 
 class ConnectionContext:
@@ -100,6 +106,7 @@ class ConnectionContext:
         # A full queue of body messages that an app does not read blocks the end of its answer for good. The guard
         # bounds the body, so the queue need not.
         self.hypercorn.max_app_queue_size = sys.maxsize
+        self.hypercorn.websocket_max_message_size = framing.body
 
     async def stop_keep_alive(self) -> None:
         """From now on a connection closes after its current answer."""
@@ -113,6 +120,8 @@ class _Wait(enum.Enum):
     HEAD = enum.auto()
     BODY = enum.auto()
     DISCONNECT = enum.auto()
+    MESSAGE = enum.auto()
+    """Of a WebSocket."""
 
 
 class GuardedStream:
@@ -133,6 +142,9 @@ class GuardedStream:
         self._continued = False
         self._refused = False
         self._sent_in_turn = 0
+        self._early = b""
+        self._heard = trio.current_time()
+        self._frames = trio.Lock()
 
     # -- what hypercorn calls -----------------------------------------------------------------------------------
 
@@ -163,7 +175,21 @@ class GuardedStream:
         if self._refused:
             raise trio.BrokenResourceError("this connection was refused")
         self._answering = True
-        await self._send(data)
+        if self._framing.state is FramingState.SWITCHED:
+            await self._send_frame(data)
+        else:
+            await self._send(data)
+
+    async def _send_frame(self, frame: bytes) -> None:
+        """One at a time: on a WebSocket the app, hypercorn's reader (pongs) and the pings below all send."""
+        try:
+            self._frames.acquire_nowait()
+        except trio.WouldBlock:
+            await self._frames.acquire()
+        try:
+            await self._send(frame)
+        finally:
+            self._frames.release()
 
     async def _send(self, data: bytes) -> None:
         sent = send_now(self._transport, data)
@@ -210,6 +236,24 @@ class GuardedStream:
         if self._framing.state is FramingState.COMPLETE:
             self._reading.cancel()  # the reader looks at what is held, and knows anew what it waits for
 
+    def switched(self) -> None:
+        """The app accepted a WebSocket handshake: what the client sends from now on is frames."""
+        self._early = self._framing.switch()
+        if self._early:
+            self._reading.cancel()
+
+    async def ping(self) -> None:
+        """Pings the client of a WebSocket for ever, and ends the connection when it does not answer."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # it has left
+            while True:
+                pinged = trio.current_time()
+                await self._send_frame(_PING)
+                await trio.sleep(self._timeouts.ping)
+                if self._heard < pinged:
+                    self._context.log.info("client_silent", after_s=self._timeouts.ping)
+                    await self.abort()
+                    return
+
     async def abort(self) -> None:
         """Closes at once, dropping what the client has not taken (RST instead of a queue in the kernel)."""
         await close_with_reset(self._transport)
@@ -217,7 +261,13 @@ class GuardedStream:
     # -- reading ------------------------------------------------------------------------------------------------
 
     def _next_turn(self) -> bytes:
-        """Once an answer is complete: the canonical bytes of what the client pipelined behind it, if anything."""
+        """Once an answer is complete: the canonical bytes of what the client pipelined behind it, if anything.
+
+        On a WebSocket: what came with the handshake.
+        """
+        early, self._early = self._early, b""
+        if early:
+            return early
         if not self._answer_complete or self._framing.state is not FramingState.COMPLETE:
             return b""
         self._answer_complete = self._answering = self._continued = False
@@ -230,10 +280,12 @@ class GuardedStream:
             return b""
         with trio.CancelScope(deadline=self._deadline()) as self._reading:
             try:
-                return bytes(await self._transport.receive_some(_READ_SIZE))
+                data = bytes(await self._transport.receive_some(_READ_SIZE))
+                self._heard = trio.current_time()
+                return data
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return b""
-        if self._answer_complete:
+        if self._answer_complete or self._early:
             return None
         if self._wait is _Wait.HEAD:
             await self._refuse(Problem(408, "slow_head", "the request's head took too long to arrive"))
@@ -247,6 +299,8 @@ class GuardedStream:
                 wait = _Wait.HEAD if self._framing.head_started else _Wait.REQUEST
             case FramingState.BODY_LENGTH | FramingState.BODY_CHUNKED:
                 wait = _Wait.BODY
+            case FramingState.SWITCHED:
+                wait = _Wait.MESSAGE
             case _:
                 wait = _Wait.DISCONNECT
         if wait is not self._wait:
@@ -262,7 +316,7 @@ class GuardedStream:
             case _Wait.BODY:
                 earned = self._framing.body_received / timeouts.min_body_rate
                 return self._wait_started + timeouts.body + earned
-            case _Wait.DISCONNECT:
+            case _Wait.DISCONNECT | _Wait.MESSAGE:
                 return math.inf
 
     async def _send_continue(self) -> None:
@@ -303,78 +357,6 @@ def _refusal(problem: Problem, request_id: str) -> bytes:
     return head.encode("ascii") + body
 
 
-class _Answer(enum.Enum):
-    """How much of an answer has been sent."""
-
-    NONE = enum.auto()
-    BEGUN = enum.auto()
-    WHOLE = enum.auto()
-
-
-class GuardedApp:
-    """The app as hypercorn calls it: tells the stream when an answer is complete, and survives what the app raises."""
-
-    def __init__(self, app: ASGIFramework, stream: GuardedStream, context: ConnectionContext) -> None:
-        self._app = app
-        self._stream = stream
-        self._context = context
-
-    async def __call__(
-        self,
-        scope: Scope,
-        receive: ASGIReceiveCallable,
-        send: ASGISendCallable,
-        sync_spawn: object,
-        call_soon: object,
-    ) -> None:
-        answer = _Answer.NONE
-
-        async def guarded_send(message: ASGISendEvent) -> None:
-            nonlocal answer
-            answer = _Answer.BEGUN
-            await send(message)
-            if message["type"] == "http.response.body" and not message["more_body"]:
-                answer = _Answer.WHOLE
-                self._stream.answer_complete()
-
-        try:
-            await self._app(scope, receive, guarded_send)
-        except BaseException as error:
-            cancelled, failed = split_cancelled(error)
-            if failed is not None:
-                await self._end_failed(failed, answer, guarded_send)
-            if cancelled is not None:
-                raise cancelled from None
-
-    async def _end_failed(self, error: BaseException, answer: _Answer, send: ASGISendCallable) -> None:
-        if isinstance(error, ResetConnectionError):
-            await self._stream.abort()
-            return
-        self._context.log.error("app_failed", **describe(error))
-        if answer is _Answer.WHOLE:
-            return
-        if answer is _Answer.BEGUN:  # half an answer must not look like a whole one
-            await self._stream.abort()
-            return
-        problem = Problem(500, "internal_error", "this gateway failed; its log says where")
-        request_id = (b"x-request-id", self._context.new_request_id().encode())
-        await respond(send, 500, ((b"content-type", b"application/json"), request_id), encode_error(problem))
-
-
-def split_cancelled(error: BaseException) -> tuple[BaseException | None, BaseException | None]:
-    """Takes apart what must go on being raised (cancellation, exits) and what is a failure of the code below.
-
-    An exception group from a nursery can hold both. A group of one failure is that failure.
-    """
-    if isinstance(error, BaseExceptionGroup):
-        failures, rest = error.split(Exception)
-        failed: BaseException | None = failures
-        while isinstance(failed, BaseExceptionGroup) and len(failed.exceptions) == 1:
-            failed = failed.exceptions[0]
-        return rest, failed
-    return (None, error) if isinstance(error, Exception) else (error, None)
-
-
 class _NoIdleTask:
     """hypercorn's keep-alive timer, left out: the guard times every wait, without a task per request."""
 
@@ -388,8 +370,9 @@ class _NoIdleTask:
 class _GuardedServer(TCPServer):
     """hypercorn's connection server, less what the guard does: timing an idle connection, and queueing for a send.
 
-    The guard sends what it is given whole or breaks the connection, and only the app's task sends, so the lock and the
-    shield around each send, two turns of the scheduler for every event of a stream, are not needed.
+    The guard sends what it is given whole or breaks the connection, and only the app's task sends (on a WebSocket the
+    guard lines senders up), so the lock and the shield around each send, two turns of the scheduler for every event of
+    a stream, are not needed.
     """
 
     def __init__(self, app: GuardedApp, context: ConnectionContext, stream: GuardedStream) -> None:
@@ -412,7 +395,7 @@ class _GuardedServer(TCPServer):
 
 async def serve_connection(stream: GuardedStream, app: ASGIFramework, context: ConnectionContext) -> None:
     """Serves one client until it or we have had enough. Never raises but for cancellation."""
-    server = _GuardedServer(GuardedApp(app, stream, context), context, stream)
+    server = _GuardedServer(GuardedApp(app, stream, context.new_request_id), context, stream)
     try:
         await server.run()
     except BaseException as error:

@@ -18,7 +18,7 @@ from capi_core.errors import Problem
 from capi_trio.asgi import header
 
 if TYPE_CHECKING:
-    from hypercorn.typing import HTTPScope
+    from hypercorn.typing import HTTPScope, WebsocketScope
 
 __all__ = ["Network", "Perimeter", "parse_network"]
 
@@ -37,7 +37,7 @@ class Perimeter:
     hosts: frozenset[str] = frozenset()
     trusted_proxies: tuple[Network, ...] = field(default=())
 
-    def problem(self, scope: HTTPScope) -> Problem | None:
+    def problem(self, scope: HTTPScope | WebsocketScope) -> Problem | None:
         """Why a request is not served, whoever sends it; `None` when it may be."""
         host = _host_of(b"//" + (header(scope, b"host") or b"localhost"))
         if not self._is_ours(host):
@@ -48,7 +48,7 @@ class Perimeter:
             return Problem(403, "cross_site_request", "requests from web pages of other sites are not served")
         return None
 
-    def client_ip(self, scope: HTTPScope) -> str | None:
+    def client_ip(self, scope: HTTPScope | WebsocketScope) -> str | None:
         """The caller's address: the connection's, or behind trusted proxies the nearest one that is none of them."""
         client = scope["client"]
         if client is None:

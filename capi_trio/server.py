@@ -77,7 +77,8 @@ def listen(host: str, port: int, *, write_stall_s: float) -> trio.SocketListener
 class Server:
     """Serves one app on its listeners, with caps on connections and a graceful end.
 
-    `on_stop` is called once, when the grace period is over and requests are still running. With `tls`, every connection
+    `on_drain` is called once, when nothing is accepted any more; `on_stop` once, when the grace period is over and
+    requests are still running. With `tls`, every connection
     begins with a handshake, for which it has as long as for a request's head.
     """
 
@@ -88,12 +89,14 @@ class Server:
         limits: LimitsConfig,
         framing: FramingLimits,
         new_request_id: Callable[[], str],
+        on_drain: Callable[[], None] | None = None,
         on_stop: Callable[[], None] | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self._tls = tls
         self._app = app
         self._limits = limits
+        self._on_drain = on_drain
         self._on_stop = on_stop
         self._log = get_logger("server")
         self._context = ConnectionContext(
@@ -144,6 +147,8 @@ class Server:
 
     async def _drain(self) -> bool:
         await self._context.stop_keep_alive()
+        if self._on_drain is not None:
+            self._on_drain()
         for stream in self._streams:
             stream.close_if_idle()
         if await self._wait_until_over(self._limits.grace_s):

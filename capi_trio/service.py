@@ -35,6 +35,7 @@ from capi_trio.demo.app import DemoProvider, IdCounter
 from capi_trio.keyring import Keyring
 from capi_trio.logs import get_logger
 from capi_trio.operations import Operations, ServerStatus
+from capi_trio.request import SESSION_PATHS
 from capi_trio.server import Server, listen
 from capi_trio.storage.audit_writer import open_audit_writer
 from capi_trio.storage.database import Mutation, open_database
@@ -225,7 +226,7 @@ class _Service:
             self._cut = server.connections
             gateway.stop()
 
-        server = _server(gateway, limits, options.new_request_id, on_stop=stop, tls=options.tls)
+        server = _server(gateway, limits, options.new_request_id, on_drain=gateway.drain, on_stop=stop, tls=options.tls)
         return server
 
     # -- keys ---------------------------------------------------------------------------------------------------
@@ -342,11 +343,19 @@ def _server(
     app: Gateway | DemoProvider,
     limits: LimitsConfig,
     new_request_id: Callable[[], str],
+    on_drain: Callable[[], None] | None = None,
     on_stop: Callable[[], None] | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> Server:
-    framing = FramingLimits(body=limits.max_body_bytes)
-    return Server(app, limits=limits, framing=framing, new_request_id=new_request_id, on_stop=on_stop, tls=tls)
+    return Server(
+        app,
+        limits=limits,
+        framing=FramingLimits(body=limits.max_body_bytes, websockets=SESSION_PATHS),
+        new_request_id=new_request_id,
+        on_drain=on_drain,
+        on_stop=on_stop,
+        tls=tls,
+    )
 
 
 async def _announce(keeper: CatalogKeeper, running: Running, on_ready: Callable[[Running], None]) -> None:

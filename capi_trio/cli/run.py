@@ -31,7 +31,7 @@ from capi_trio.cli.options import (
 from capi_trio.clock import now_ms
 from capi_trio.configfile import default_data_dir
 from capi_trio.configstore import ConfigStore, seed
-from capi_trio.connection import split_cancelled
+from capi_trio.guarded_app import split_cancelled
 from capi_trio.ids import new_request_id
 from capi_trio.keyring import CLI, IssuedKey
 from capi_trio.perimeter import Perimeter, parse_network

@@ -375,6 +375,7 @@ async def test_a_chat_goes_to_the_aliass_upstream_and_its_answer_comes_back(auto
         "log_level": "info",
         "request_id": "req_1",
         "key_id": "__noauth__",
+        "transport": "http",
         "operation": "chat",
         "outcome": "ok",
         "status": 200,

@@ -27,10 +27,10 @@ from typing_extensions import override
 
 from capi_core.framing import FramingLimits
 from capi_trio import connection
-from capi_trio.asgi import BodyTooLargeError, ClientGoneError, ResetConnectionError, read_body, respond
-from capi_trio.connection import ConnectionTimeouts, GuardedStream, serve_connection, split_cancelled
+from capi_trio.asgi import BodyTooLargeError, ClientGoneError, read_body, respond
+from capi_trio.connection import ConnectionTimeouts, GuardedStream, serve_connection
 from tests.support.framing_cases import CASES, FramingCase
-from tests.support.guarded_harness import Addresses, Guarded, Wire, connect, context, serve, unserved
+from tests.support.guarded_harness import Addresses, Guarded, Wire, connect, context, serve
 
 TEXT: Final = ((b"content-type", b"text/plain"),)
 GET: Final = b"GET /v1/models HTTP/1.1\r\nhost: h\r\n\r\n"
@@ -598,109 +598,6 @@ async def test_a_client_that_takes_nothing_is_not_asked_for_ever(autojump_clock:
             await peer.over.wait()
 
 
-# -- an app that fails ---------------------------------------------------------------------------------------------
-
-
-class Failing:
-    """Fails with `error`, before its answer or in the middle of it; answers every other request."""
-
-    def __init__(self, error: BaseException, *, after: str = "nothing") -> None:
-        self._error = error
-        self._after = after
-        self._asked = 0
-
-    async def __call__(self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        assert scope["type"] == "http"
-        await read_body(scope, receive, limit=1000)
-        self._asked += 1
-        if self._asked > 1 or self._after == "all":
-            await respond(send, 200, TEXT, b"well")
-        elif self._after == "start":
-            await send(HTTPResponseStartEvent(type="http.response.start", status=200, headers=[]))
-            await send(HTTPResponseBodyEvent(type="http.response.body", body=b"half", more_body=True))
-        if self._asked == 1:
-            raise self._error
-
-
-@pytest.mark.parametrize(
-    ("error", "kinds"),
-    [
-        (ValueError(SECRET), ["ValueError"]),
-        (ExceptionGroup(SECRET, [ValueError(SECRET)]), ["ValueError"]),
-        (ExceptionGroup(SECRET, [KeyError(SECRET), TypeError(SECRET)]), ["KeyError", "TypeError"]),
-    ],
-    ids=["alone", "group-of-one", "group"],
-)
-async def test_an_app_that_fails_before_its_answer_gives_a_500(
-    autojump_clock: MockClock, error: Exception, kinds: list[str]
-) -> None:
-    """In OpenAI's shape, without the exception's text; the connection goes on."""
-    with capture_logs() as logs:
-        async with connect(Failing(error)) as peer:
-            response = await peer.client.request("POST", "/", b"x")
-            assert response.status == 500
-            assert response.json(_Envelope).error.code == "internal_error"
-            assert response.headers["x-request-id"] == "req_1"
-            assert (await peer.client.request("GET", "/")).body == b"well"
-    assert [line["event"] for line in logs] == ["app_failed"]
-    assert logs[0]["errors"] == kinds
-    assert SECRET not in str(logs)
-    assert SECRET.encode() not in response.body
-
-
-async def test_an_app_that_fails_in_its_answer_cuts_it(autojump_clock: MockClock) -> None:
-    """Half an answer must not look like a whole one."""
-    with capture_logs() as logs:
-        async with connect(Failing(ValueError(SECRET), after="start")) as peer:
-            await peer.send(GET)
-            raw = await peer.read_to_end()
-            await peer.over.wait()
-    assert b"half" in raw
-    assert not raw.endswith(b"0\r\n\r\n")
-    assert [line["event"] for line in logs] == ["app_failed"]
-    assert SECRET not in str(logs)
-
-
-async def test_an_app_that_fails_after_its_answer_leaves_it_whole(autojump_clock: MockClock) -> None:
-    with capture_logs() as logs:
-        async with connect(Failing(ValueError(SECRET), after="all")) as peer:
-            assert (await peer.client.request("GET", "/")).body == b"well"
-            assert (await peer.client.request("GET", "/")).body == b"well"
-    assert [line["event"] for line in logs] == ["app_failed"]
-
-
-@pytest.mark.parametrize("after", ["nothing", "start"])
-@pytest.mark.parametrize("grouped", [False, True])
-async def test_an_app_may_drop_the_connection(autojump_clock: MockClock, after: str, grouped: bool) -> None:
-    error = ExceptionGroup("", [ResetConnectionError()]) if grouped else ResetConnectionError()
-    with capture_logs() as logs:
-        async with connect(Failing(error, after=after)) as peer:
-            await peer.send(GET)
-            raw = await peer.read_to_end()
-            await peer.over.wait()
-    assert not raw.endswith(b"0\r\n\r\n")
-    assert (b"half" in raw) is (after == "start")
-    assert logs == []
-
-
-async def test_an_app_that_returns_without_an_answer_gives_a_500(autojump_clock: MockClock) -> None:
-    async def app(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        pass
-
-    async with connect(app) as peer:
-        await peer.send(GET)
-        assert last_answer(await peer.read_to_end())[0] == 500
-
-
-async def test_an_exit_goes_through(autojump_clock: MockClock) -> None:
-    """Only failures are dealt with here: an exit of the process is not one."""
-    peer = unserved(context())
-    await peer.send(GET)
-    with pytest.raises(BaseExceptionGroup) as raised:
-        await peer.serve(Failing(SystemExit(3)))
-    assert raised.group_contains(SystemExit)
-
-
 # -- the end -------------------------------------------------------------------------------------------------------
 
 
@@ -802,19 +699,3 @@ async def test_a_socket_that_has_no_peer_any_more_is_no_fault(autojump_clock: Mo
         await serve_connection(GuardedStream(wire, Gone(), shared), App(), shared)
     assert wire.closed
     assert logs == []
-
-
-def test_a_failure_is_told_from_what_must_go_on() -> None:
-    failure, exit_ = ValueError(), SystemExit()
-    assert split_cancelled(failure) == (None, failure)
-    assert split_cancelled(exit_) == (exit_, None)
-    assert split_cancelled(ExceptionGroup("", [ExceptionGroup("", [failure])])) == (None, failure)
-    rest, failed = split_cancelled(BaseExceptionGroup("", [exit_, ExceptionGroup("", [failure])]))
-    assert isinstance(rest, BaseExceptionGroup)
-    assert rest.exceptions == (exit_,)
-    assert failed is failure
-    both = ExceptionGroup("", [failure, KeyError()])
-    rest, failed = split_cancelled(both)
-    assert rest is None
-    assert isinstance(failed, ExceptionGroup)
-    assert failed.exceptions == both.exceptions
