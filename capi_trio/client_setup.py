@@ -224,6 +224,7 @@ def _merged_toml(existing: str, gateway: Gateway) -> str:
             "base_url": f"{gateway.url}/v1",
             "env_key": KEY_VARIABLE,
             "wire_api": "responses",
+            "supports_websockets": True,
         }
         return tomlkit.dumps(document)
     except (TOMLKitError, TypeError) as error:

@@ -84,7 +84,7 @@ class SessionLimits:
 
 
 _TOO_OLD: Final = Problem(400, "websocket_connection_limit_reached", "this connection is too old: open a new one")
-_STOPPING: Final = Problem(503, "shutdown", "this gateway is stopping: open a new connection")
+_STOPPING: Final = Problem(503, "shutting_down", "this gateway is stopping: open a new connection")
 _TOO_MANY: Final = Problem(429, "too_many_requests", "too many requests wait on this connection: await some answers")
 
 

@@ -127,6 +127,7 @@ def test_a_toml_file_keeps_its_comments_and_its_other_providers() -> None:
     assert read["model_providers"]["other"] == {"name": "o"}
     assert read["model_providers"]["capi"]["base_url"] == f"{URL}/v1"
     assert read["model_providers"]["capi"]["wire_api"] == "responses"
+    assert read["model_providers"]["capi"]["supports_websockets"] is True
     assert read["tui"] == {"theme": "dark"}
     assert merged_config(Client.CODEX, gateway(), merged) == merged
 

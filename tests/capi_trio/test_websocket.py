@@ -397,7 +397,7 @@ async def test_a_draining_gateway_lets_a_turn_end_and_takes_no_other(autojump_cl
         await socket.next()
         world.gateway.drain()
         await socket.send(create(input="y", stream_id="z"))
-        assert code(await socket.next()) == "shutdown"
+        assert code(await socket.next()) == "shutting_down"
         assert (await socket.until("response.completed"))[-1]["type"] == "response.completed"
         assert await socket.closed() == 1001
 
