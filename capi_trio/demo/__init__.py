@@ -12,11 +12,13 @@ Nothing here thinks, and nothing here is random: the same request gets the same 
 - the protocols, JSON to `Prompt` and `Reply` to JSON: `chat_request`, `completion`, `chat_stream`, `chat`;
   `messages_request`, `messages`; `responses_request`, `response_object`, `responses`; `embeddings`. They share
   nothing with the gateway's own codecs, so that a mistake there meets a peer that does not make it too.
-- `app`: the ASGI application: routes, bodies, disconnects, the record that tests read.
+- `socket`: Responses over a WebSocket, which remembers what was said on it.
+- `app`: the ASGI application: routes, bodies, disconnects; `records`: what tests read of a request that ended.
 
 Another protocol is more modules beside these and one more line in `app`'s table of routes.
 """
 
-from capi_trio.demo.app import DemoProvider, IdCounter, Outcome, RequestRecord
+from capi_trio.demo.app import DemoProvider, IdCounter
+from capi_trio.demo.records import Outcome, RequestRecord
 
 __all__ = ["DemoProvider", "IdCounter", "Outcome", "RequestRecord"]

@@ -1,11 +1,12 @@
 """The demo provider as an ASGI application: routes, bodies, disconnects, and the record that tests read.
 
+Responses are served over a WebSocket too: see `socket`.
+
 Written for hypercorn's trio worker as it is: the body is read to its end before any answer, a watcher notices a
 client that leaves (`send` never says so), and the last message of a response is sent when the watcher is gone,
 because hypercorn reports its own end of the exchange as a disconnect.
 """
 
-import enum
 import hmac
 import itertools
 from collections import deque
@@ -13,8 +14,8 @@ from collections.abc import Callable, Mapping
 from typing import Final, assert_never
 
 import trio
-from attrs import evolve, field, frozen
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope
+from attrs import evolve, frozen
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope, Scope, WebsocketScope
 
 from capi_trio.asgi import ResetConnectionError
 from capi_trio.demo import catalog, chat, embeddings, messages, responses
@@ -31,43 +32,13 @@ from capi_trio.demo.answers import (
     json_answer,
     refusal,
 )
+from capi_trio.demo.records import Outcome, RequestRecord
+from capi_trio.demo.socket import Socket, turn_away
 
-__all__ = ["DemoProvider", "IdCounter", "Outcome", "RequestRecord"]
+__all__ = ["DemoProvider", "IdCounter"]
 
 _KEPT_RECORDS: Final = 256
 _MAX_BODY_BYTES: Final = 64 * 1024 * 1024
-
-
-class Outcome(enum.Enum):
-    """How a request ended. FAULTED: with an error, or cut short, because the caller asked for that fault."""
-
-    COMPLETED = "completed"
-    CLIENT_GONE = "client_gone"
-    FAULTED = "faulted"
-    CANCELLED = "cancelled"
-    """The server was stopped under it."""
-
-
-@frozen
-class RequestRecord:
-    """A request that has ended: what came, how it ended, and when (`trio.current_time`, seconds).
-
-    `body` is empty and `status` None when the client left before all of the body was there; `status` is also
-    None when it left before the response head.
-    """
-
-    method: str
-    path: str
-    headers: tuple[tuple[bytes, bytes], ...] = field(repr=False)
-    body: bytes = field(repr=False)
-    status: int | None
-    outcome: Outcome
-    started: float
-    ended: float
-
-    def header(self, name: bytes) -> bytes | None:
-        """The value of the first header of that name (small letters), or None."""
-        return next((value for found, value in self.headers if found == name), None)
 
 
 class IdCounter:
@@ -129,8 +100,9 @@ class DemoProvider:
 
     `clock` gives Unix seconds; `new_id` a new id that starts with the prefix it is given. With `api_key`, requests
     need it as their Bearer token or `x-api-key`. `pace_s` is the pause between content events of a stream, in
-    seconds, unless the request says otherwise. `requests` holds the latest `kept_records` requests that ended;
-    `active` is how many are in progress.
+    seconds, unless the request says otherwise. Without `websocket`, a handshake is answered with 426, at which
+    clients turn to HTTP. `requests` holds the latest `kept_records` requests that ended; `active` is how many are in
+    progress, `sockets` how many WebSockets are open.
 
     Nothing is raised out of a request but `ResetConnectionError`, and that only because the client asked for it.
     """
@@ -144,16 +116,19 @@ class DemoProvider:
         pace_s: float = 0.02,
         kept_records: int = _KEPT_RECORDS,
         max_body_bytes: int = _MAX_BODY_BYTES,
+        websocket: bool = True,
     ) -> None:
         self._world = World(clock, new_id or IdCounter(), pace_s)
         self._api_key = api_key
         self._max_body_bytes = max_body_bytes
+        self._websocket = websocket
         self._changed = trio.Event()
         self.active = 0
+        self.sockets = 0
         self.requests: deque[RequestRecord] = deque(maxlen=kept_records)
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        """Waits until `condition` holds; it is asked again whenever a request begins or ends."""
+        """Waits until `condition` holds; it is asked again whenever a request or a socket begins or ends."""
         while not condition():
             await self._changed.wait()
 
@@ -165,7 +140,7 @@ class DemoProvider:
             case "lifespan":
                 await _lifespan(receive, send)
             case "websocket":
-                await send({"type": "websocket.close", "code": 1000, "reason": None})
+                await self._serve_websocket(scope, receive, send)
 
     async def _http(self, scope: HTTPScope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         exchange = _Exchange(scope, receive, send)
@@ -173,13 +148,36 @@ class DemoProvider:
         try:
             await exchange.run(self._answer, self._world, self._max_body_bytes)
         finally:
-            self.requests.append(exchange.record())
-            self._note(active=-1)
+            self.end_request(exchange.record())
         if exchange.dropped:
             raise ResetConnectionError
 
-    def _note(self, *, active: int) -> None:
+    async def _serve_websocket(
+        self, scope: WebsocketScope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        handshake = Request("GET", scope["path"], tuple(scope["headers"]), b"", self._world.new_id("req_"))
+        await receive()  # the handshake itself, which has no body
+        self._note(sockets=1)
+        try:
+            self._check_handshake(handshake)
+            await Socket(handshake, receive, send, self._world, self._max_body_bytes, self).run()
+        except Refused as refused:
+            await turn_away(scope, send, _refuse(refused, handshake), handshake, self)
+        finally:
+            self._note(sockets=-1)
+
+    def begin_request(self) -> None:
+        """A request on a WebSocket begins."""
+        self._note(active=1)
+
+    def end_request(self, record: RequestRecord) -> None:
+        """A request that had begun has ended."""
+        self.requests.append(record)
+        self._note(active=-1)
+
+    def _note(self, *, active: int = 0, sockets: int = 0) -> None:
         self.active += active
+        self.sockets += sockets
         self._changed.set()
         self._changed = trio.Event()
 
@@ -195,6 +193,15 @@ class DemoProvider:
                 return answer
             # RFC 9110 section 15.5.6: a 405 says what is allowed.
             return evolve(answer, headers=(*answer.headers, (b"allow", route.method.encode())))
+
+    def _check_handshake(self, request: Request) -> None:
+        """Raises `Refused` for a WebSocket that is not to be."""
+        self._authenticate(request)
+        if _route_of(request)[0] != catalog.RESPONSES_ENDPOINT:
+            raise Refused.because(f"Unknown WebSocket URL: {request.path}.", "unknown_url", status=404)
+        if not self._websocket:
+            message = f"No WebSocket here: POST to {request.path}."
+            raise Refused.because(message, "websocket_not_supported", status=426)
 
     def _authenticate(self, request: Request) -> None:
         if self._api_key is None:

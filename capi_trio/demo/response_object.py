@@ -39,6 +39,7 @@ class Echo(msgspec.Struct, frozen=True):
     max_output_tokens: object = None
     metadata: object = None
     parallel_tool_calls: object = None
+    previous_response_id: object = None
     reasoning: object = None
     store: object = None
     text: object = None
@@ -52,7 +53,7 @@ class Echo(msgspec.Struct, frozen=True):
             "max_output_tokens": self.max_output_tokens,
             "metadata": self.metadata or {},
             "parallel_tool_calls": self.parallel_tool_calls is not False,
-            "previous_response_id": None,
+            "previous_response_id": self.previous_response_id,
             "reasoning": self.reasoning or {"effort": None, "summary": None},
             "store": self.store is not False,
             "temperature": 1.0,

@@ -10,7 +10,7 @@ from capi_trio.demo import catalog
 from capi_trio.demo.answers import Answer, Refused, Request, World, decode
 from capi_trio.demo.directive import given_options, obey
 from capi_trio.demo.faults import Fault, Options, Quirk, UsageStyle
-from capi_trio.demo.prompt import Prompt
+from capi_trio.demo.prompt import Finish, Reply
 from capi_trio.demo.response_object import (
     Echo,
     ItemText,
@@ -24,15 +24,23 @@ from capi_trio.demo.responses_request import ENCRYPTED_REASONING, ResponsesReque
 from capi_trio.demo.script import prompt_tokens, reply_to
 from capi_trio.demo.wire import FAULT_PROBLEM, EventRole, ServerEvent, stream_answer, whole_answer
 
-__all__ = ["answer"]
+__all__ = ["answer", "respond"]
 
 # Padded deltas come in multiples of this many bytes, as far as their text goes.
 _PADDING: Final = 16
+_SILENCE: Final = Reply((), (), (), Finish.STOP, 0, 0)
 
 
 def answer(incoming: Request, world: World) -> Answer:
     """The answer to a request. Raises `Refused` for one that OpenAI's server would not take."""
-    request = decode(incoming.body, ResponsesRequest)
+    return respond(decode(incoming.body, ResponsesRequest), decode(incoming.body, Echo), world)
+
+
+def respond(request: ResponsesRequest, echo: Echo, world: World, *, generate: bool = True) -> Answer:
+    """The answer to a request whose body is read; without `generate`, nothing is said in it.
+
+    Raises `Refused` for a request that OpenAI's server would not take.
+    """
     streaming = bool(request.stream)
     given = given_options(request.demo, streaming=streaming)
     model = catalog.serving(request.model, catalog.RESPONSES_ENDPOINT)
@@ -41,7 +49,8 @@ def answer(incoming: Request, world: World) -> Answer:
     if tokens > model.max_prompt_tokens:
         message = "Your input exceeds the context window of this model. Please adjust your input and try again."
         raise Refused.because(message, "context_length_exceeded", "input")
-    plan = _plan(prompt, tokens, request, decode(incoming.body, Echo), options, world)
+    reply = reply_to(prompt) if generate else _SILENCE
+    plan = _plan(prompt.model, reply, tokens, request, echo, options, world)
     events = _Events(plan, options.quirks)
     failed = _Failure(plan, options.fault)
     if streaming:
@@ -51,9 +60,10 @@ def answer(incoming: Request, world: World) -> Answer:
     return whole_answer(whole, options, failed=failed.response())
 
 
-def _plan(prompt: Prompt, tokens: int, request: ResponsesRequest, echo: Echo, options: Options, world: World) -> Plan:
+def _plan(
+    model: str, reply: Reply, tokens: int, request: ResponsesRequest, echo: Echo, options: Options, world: World
+) -> Plan:
     response_id = world.new_id("resp_")
-    reply = reply_to(prompt)
     custom = custom_tools(request)
     prefixes = [prefix for prefix, present in (("rs_", reply.reasoning), ("msg_", reply.text)) if present]
     prefixes += ["ctc_" if call.name in custom else "fc_" for call in reply.calls]
@@ -68,7 +78,7 @@ def _plan(prompt: Prompt, tokens: int, request: ResponsesRequest, echo: Echo, op
     return Plan(
         id=response_id,
         created=int(world.clock()),
-        model=prompt.model,
+        model=model,
         reply=reply,
         item_ids=tuple(world.new_id(prefix) for prefix in prefixes),
         call_ids=tuple(world.new_id("call_") for _ in reply.calls),

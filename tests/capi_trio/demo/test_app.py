@@ -11,7 +11,6 @@ from hypercorn.typing import (
     ConnectionState,
     HTTPScope,
     LifespanScope,
-    WebsocketScope,
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -315,17 +314,6 @@ async def test_lifespan_is_acknowledged() -> None:
     scope: LifespanScope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
     await provider()(scope, peer.receive, peer.send)
     assert peer.sent == [{"type": "lifespan.startup.complete"}, {"type": "lifespan.shutdown.complete"}]
-
-
-async def test_a_websocket_is_turned_away() -> None:
-    peer = Peer({"type": "websocket.connect"})
-    scope: WebsocketScope = {
-        "type": "websocket", "asgi": {}, "http_version": "1.1", "scheme": "ws", "path": "/v1/responses",
-        "raw_path": b"", "query_string": b"", "root_path": "", "headers": (), "client": None, "server": None,
-        "subprotocols": (), "state": ConnectionState({}), "extensions": {},
-    }  # fmt: skip
-    await provider()(scope, peer.receive, peer.send)
-    assert [message["type"] for message in peer.sent] == ["websocket.close"]
 
 
 def http_scope(path: str = CHAT) -> HTTPScope:
