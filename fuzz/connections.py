@@ -78,6 +78,13 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
+def _websocket_frame(opcode: int, payload: bytes, *, last: bool = True) -> bytes:
+    """A client's frame, masked with zeros (RFC 6455 5.2)."""
+    size = len(payload)
+    length = bytes([0x80 | size]) if size < 126 else b"\xfe" + struct.pack(">H", size)
+    return bytes([opcode | (0x80 if last else 0)]) + length + bytes(4) + payload
+
+
 _CHAT: Final = b'{"model":"demo-chat","messages":[{"role":"user","content":"hi"}],"demo":{"events":2,"pace_ms":0}}'
 _STREAM: Final = _CHAT[:-1] + b',"stream":true}'
 _POST: Final = (b"POST /v1/chat/completions HTTP/1.1", b"Host: localhost", b"Content-Type: application/json")
@@ -126,9 +133,25 @@ _OTHER_PROTOCOLS: Final = (
     _PREFACE + _frame(4, 0, 0, b"\0\4\xff\xff\xff\xff") + _frame(8, 0, 0, b"\0\0\0\0"),
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(256)),
 )
+_CREATE: Final = b'{"type":"response.create","model":"demo-gpt","input":"hi","demo":{"events":2,"pace_ms":0}}'
+_HANDSHAKE: Final = _lines(b"GET /v1/responses HTTP/1.1", *_WEBSOCKET)
+# A WebSocket opens, and what should be frames comes with its handshake.
+_SOCKETS: Final = tuple(
+    _HANDSHAKE + frames
+    for frames in (
+        b"",
+        _websocket_frame(1, _CREATE) + _websocket_frame(8, b"\x03\xe8"),
+        _websocket_frame(1, b'{"type":"response.create","generate":false,"model":"demo-gpt"}') * 3,
+        _websocket_frame(1, _CREATE[:20], last=False) + _websocket_frame(9, b"?") + _websocket_frame(0, _CREATE[20:]),
+        _websocket_frame(2, b"\xff\xfe") + _websocket_frame(1, b"\xff") + _websocket_frame(10, b""),
+        _websocket_frame(0, b"alone") + _websocket_frame(3, b"reserved"),
+        _websocket_frame(8, b"\x03") + b"\x81\x02{}" + b"\xc1\x80\0\0\0\0",
+        b"\x81\xff\x7f" + b"\xff" * 7 + bytes(64),
+    )
+)
 _NORMAL: Final = _lines(b"GET /v1/models HTTP/1.1", b"Host: localhost", b"Connection: close")
 _FRAMING: Final = tuple(case.data for case in CASES if len(case.data) < 16_384)
-_CORPUS: Final = [*_REQUESTS, *_ASKING, *_OTHER_PROTOCOLS, *_FRAMING]
+_CORPUS: Final = [*_REQUESTS, *_ASKING, *_OTHER_PROTOCOLS, *_SOCKETS, *_FRAMING]
 _FIELDS: Final = (
     b"Content-Length: 5", b"Content-Length: 0", b"Transfer-Encoding: chunked", b"Connection: close",
     b"Connection: host", b"Expect: 100-continue", b"Upgrade: h2c", b"Host: evil.test", b"Origin: http://evil.test",

@@ -1,4 +1,4 @@
-"""Responses over WebSocket through a real gateway, by the official `openai` SDK and by hand, over all three upstreams."""
+"""Responses over WebSocket through a real gateway: the official `openai` SDK, and by hand, over all three upstreams."""
 
 import socket
 import struct
