@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from capi_core.errors import ProtocolError
 from capi_core.model_names import find_same
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Alias",
     "Catalog",
+    "Fallback",
     "ListedModel",
     "MayCall",
     "ModelRefusedError",
@@ -64,11 +65,20 @@ class OutOfScopeError(ModelRefusedError):
 
 
 @frozen
+class Fallback:
+    """Another model, of the same upstream or another one, that can take an alias's place."""
+
+    upstream_model: str
+    via: str | None = None
+
+
+@frozen
 class Alias:
     """The operator's own name for an upstream's model.
 
     `upstream_model` is the model's name at the upstream; `via` names the upstream, and is only needed when several
-    upstreams serve that model. `allowed_keys`: ids of the keys that may use it, `("*",)` for all.
+    upstreams serve that model. `allowed_keys`: ids of the keys that may use it, `("*",)` for all. `fallbacks`: what is
+    asked, in order, when that upstream fails.
     """
 
     name: str
@@ -76,6 +86,7 @@ class Alias:
     enabled: bool = True
     via: str | None = None
     allowed_keys: tuple[str, ...] = EVERY_KEY
+    fallbacks: tuple[Fallback, ...] = ()
 
 
 @frozen
@@ -94,13 +105,15 @@ class UpstreamModels:
 class Resolution:
     """Where a request goes. `public_name` is what the client sees as the model's name in every answer.
 
-    `renames` tells whether the upstream's name for the model must be replaced on the way in and out.
+    `renames` tells whether the upstream's name for the model must be replaced on the way in and out. `fallbacks`: where
+    it may go instead, in order; they have none of their own.
     """
 
     upstream: str
     upstream_model: str
     public_name: str
     renames: bool
+    fallbacks: tuple[Resolution, ...] = ()
 
 
 @frozen
@@ -150,9 +163,13 @@ class Catalog:
     def listed(self, may_call: MayCall = anybody) -> Iterator[ListedModel]:
         """Every model that `resolve` accepts by name, aliases first, each name once."""
         for alias in self.aliases.values():
-            upstream = self._alias_upstream(alias) if alias.enabled else None
-            if upstream is not None and may_call(alias.name, alias.allowed_keys):
-                yield ListedModel(alias.name, upstream, self.record(upstream, alias.upstream_model))
+            if not alias.enabled or not may_call(alias.name, alias.allowed_keys):
+                continue
+            for model, via in self._ways(alias):
+                upstream = self._upstream_of(model, via)
+                if upstream is not None:
+                    yield ListedModel(alias.name, upstream, self.record(upstream, model))
+                    break
         if self.strict:
             return
         seen = set(self.aliases)
@@ -168,8 +185,12 @@ class Catalog:
             raise self._unknown(alias.name)
         if not may_call(alias.name, alias.allowed_keys):
             raise OutOfScopeError(alias.name)
-        upstream = self._alias_upstream(alias)
-        if upstream is None:
+        found = [
+            Resolution(upstream, model, alias.name, renames=alias.name != model)
+            for model, via in self._ways(alias)
+            if (upstream := self._upstream_of(model, via)) is not None
+        ]
+        if not found:
             raise ModelRefusedError(
                 f"the alias {alias.name!r} leads to a model that no configured upstream serves; "
                 "ask the operator to check it with `capi models`",
@@ -177,13 +198,19 @@ class Catalog:
                 status_hint=404,
                 param="model",
             )
-        return Resolution(upstream, alias.upstream_model, alias.name, renames=alias.name != alias.upstream_model)
+        first, *others = dict.fromkeys(found)
+        return evolve(first, fallbacks=tuple(others))
 
-    def _alias_upstream(self, alias: Alias) -> str | None:
-        if alias.via is not None:
-            known = any(source.name == alias.via for source in self.upstreams)
-            return alias.via if known else None
-        return self._serving(alias.upstream_model)
+    @staticmethod
+    def _ways(alias: Alias) -> tuple[tuple[str, str | None], ...]:
+        """The alias's models, each with the upstream that was named for it."""
+        return ((alias.upstream_model, alias.via), *((spare.upstream_model, spare.via) for spare in alias.fallbacks))
+
+    def _upstream_of(self, model: str, via: str | None) -> str | None:
+        if via is not None:
+            known = any(source.name == via for source in self.upstreams)
+            return via if known else None
+        return self._serving(model)
 
     def _serving(self, model: str) -> str | None:
         """The preferred upstream for `model`: one whose list has it before one that has no list."""

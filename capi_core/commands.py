@@ -132,6 +132,7 @@ class Record:
 
     `model` is the name in the client's request, `status` the HTTP status that the client got. `upstream_protocol`: in
     which the upstream was asked; `losses`: how many entries of the fidelity ledger weaken what was sent.
+    `failed_upstreams`: who was asked before `upstream`, to no avail.
     """
 
     operation: Operation
@@ -145,3 +146,4 @@ class Record:
     usage_source: UsageSource
     upstream_protocol: Protocol | None = None
     losses: int = 0
+    failed_upstreams: tuple[str, ...] = ()

@@ -18,7 +18,7 @@ import msgspec
 from attrs import frozen
 from typing_extensions import override
 
-from capi_core.aliases import Alias, Catalog, UpstreamModels
+from capi_core.aliases import Alias, Catalog, Fallback, UpstreamModels
 from capi_core.errors import CoreError
 from capi_core.members import JSONObject, MembersError
 from capi_core.protocols.kinds import Protocol
@@ -29,6 +29,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "ConfigProblem",
+    "FallbackConfig",
     "FeaturesConfig",
     "LimitsConfig",
     "ModelConfig",
@@ -47,6 +48,15 @@ _ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+
 _UpstreamName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(?!\n)$")]
 
 
+class FallbackConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Another model that can take an alias's place."""
+
+    upstream: _ModelName
+    """The model's name at its upstream."""
+    via: _UpstreamName | None = None
+    """Which upstream serves it; only needed when several do."""
+
+
 class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """An alias: the operator's own name for an upstream's model."""
 
@@ -57,6 +67,13 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Which upstream serves it; only needed when several do."""
     allowed_keys: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("*",)
     """Ids of the keys that may use it; `["*"]`: every key."""
+    fallbacks: Annotated[tuple[FallbackConfig, ...], msgspec.Meta(max_length=8)] = ()
+    """What is asked, in this order, when that upstream fails before the client has anything of an answer."""
+
+    def alias(self, name: str) -> Alias:
+        """What routing makes of it."""
+        spare = tuple(Fallback(other.upstream, other.via) for other in self.fallbacks)
+        return Alias(name, self.upstream, self.enabled, self.via, self.allowed_keys, spare)
 
 
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,10 +186,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     def catalog(self, models: Mapping[str, Mapping[str, bytes] | None]) -> Catalog:
         """The routing snapshot. `models`: per upstream the model list it gave, raw record by id; `None` if none."""
         return Catalog(
-            aliases={
-                name: Alias(name, model.upstream, model.enabled, model.via, model.allowed_keys)
-                for name, model in self.models.items()
-            },
+            aliases={name: model.alias(name) for name, model in self.models.items()},
             upstreams=tuple(UpstreamModels(name, models.get(name)) for name in self.upstreams),
             strict=self.strict,
             default_model=self.default_model,
@@ -312,12 +326,17 @@ def _problem(path: str, error: Exception) -> ConfigProblem:
 def _model_rules(config: Config) -> list[ConfigProblem]:
     problems = []
     for name, model in config.models.items():
-        if model.via is not None and model.via not in config.upstreams:
-            problems.append(ConfigProblem(f"$.models.{name}.via", f"there is no upstream {model.via!r}"))
-        target = config.models.get(model.upstream)
-        if target is not None and target.upstream != model.upstream:
-            text = f"{model.upstream!r} is itself an alias; name the upstream's model, {target.upstream!r}"
-            problems.append(ConfigProblem(f"$.models.{name}.upstream", text))
+        ways = {"via": model.via} | {f"fallbacks[{at}].via": spare.via for at, spare in enumerate(model.fallbacks)}
+        for member, via in ways.items():
+            if via is not None and via not in config.upstreams:
+                problems.append(ConfigProblem(f"$.models.{name}.{member}", f"there is no upstream {via!r}"))
+        leads = {"upstream": model.upstream}
+        leads |= {f"fallbacks[{at}].upstream": spare.upstream for at, spare in enumerate(model.fallbacks)}
+        for member, upstream in leads.items():
+            target = config.models.get(upstream)
+            if target is not None and target.upstream != upstream:
+                text = f"{upstream!r} is itself an alias; name the upstream's model, {target.upstream!r}"
+                problems.append(ConfigProblem(f"$.models.{name}.{member}", text))
         if "*" in model.allowed_keys and len(model.allowed_keys) > 1:
             problems.append(ConfigProblem(f"$.models.{name}.allowed_keys", "'*' is every key; leave the others out"))
     if config.default_model is not None and config.default_model not in config.models:

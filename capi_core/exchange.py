@@ -7,7 +7,8 @@ carries out the commands it returns, in order:
     commands = exchange.receive_request(body)
 
 - `SendRequest`: ask that upstream; add its credential to the headers. Then report what comes back with
-  `receive_head`, `receive_data` and one of `receive_eof` or `receive_failure`.
+  `receive_head`, `receive_data` and one of `receive_eof` or `receive_failure`. A later one takes the place of the one
+  before: that upstream failed, so close its response if it is still open.
 - `StartResponse`, `SendBody`, `EndResponse`: the answer to the client. After `EndResponse` close the upstream's
   response if it is still open.
 
@@ -31,10 +32,9 @@ from __future__ import annotations
 import enum
 from typing import TYPE_CHECKING, Final
 
-from attrs import field, frozen
-
 from capi_core import headers as header_rules
-from capi_core.aliases import Catalog, MayCall, ModelRefusedError, OutOfScopeError, anybody
+from capi_core.aliases import ModelRefusedError, OutOfScopeError
+from capi_core.attempts import Attempts, Settings, may_fall_back
 from capi_core.commands import (
     Command,
     EndResponse,
@@ -47,24 +47,18 @@ from capi_core.commands import (
     SendRequest,
     StartResponse,
 )
-from capi_core.counting import estimate_request
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.failures import failure_of, own_problem
 from capi_core.planning import Plan, Planner
-from capi_core.protocols import embeddings
-from capi_core.protocols.kinds import Protocol
 from capi_core.protocols.registry import CODECS
 from capi_core.protocols.stream import StreamState
-from capi_core.routing import UpstreamTraits, model_facts
 from capi_core.sse import KEEP_ALIVE
 from capi_core.usage import Usage, UsageSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable
 
-    from capi_core.aliases import Resolution
     from capi_core.headers import Headers
-    from capi_core.members import JSONObject
     from capi_core.planning import Answers
     from capi_core.protocols.stream import StreamMachine
 
@@ -97,23 +91,6 @@ class State(enum.Enum):
     DONE = enum.auto()
 
 
-@frozen
-class Settings:
-    """What an exchange is judged by, besides its request. The same for many requests.
-
-    `traits`: what the configuration says of each upstream. `may_call`: the caller's scope. `hidden`: secrets, as bytes,
-    that must not reach the client inside an upstream's error text. `count_tokens`: the answer to a request for a count
-    that no upstream gives; it gets the request and the upstream's name for the model, and raises `ProtocolError` (400).
-    """
-
-    catalog: Catalog
-    traits: Mapping[str, UpstreamTraits] = field(factory=dict)
-    may_call: MayCall = anybody
-    limits: ExchangeLimits = field(factory=ExchangeLimits)
-    hidden: tuple[bytes, ...] = field(default=(), repr=False)
-    count_tokens: Callable[[JSONObject, str], bytes] = estimate_request
-
-
 class Exchange:
     """The machine. See the module for the order of calls.
 
@@ -137,9 +114,8 @@ class Exchange:
         self._codec = CODECS[operation.protocol]
         self._request_id = request_id
         self._limits = settings.limits
-        self._planner = Planner(request_id, now_s, client_headers, settings.limits.max_event_bytes)
-        self._model: str | None = None
-        self._resolution: Resolution | None = None
+        planner = Planner(request_id, now_s, client_headers, settings.limits.max_event_bytes)
+        self._attempts = Attempts(operation, settings, planner)
         self._plan: Plan | None = None
         self._stream: StreamMachine | None = None
         self._status: int | None = None
@@ -164,7 +140,8 @@ class Exchange:
     @property
     def upstream(self) -> str | None:
         """The name of the upstream that is asked; `None` when the request was refused before that was decided."""
-        return None if self._resolution is None else self._resolution.upstream
+        resolution = self._attempts.resolution
+        return None if resolution is None else resolution.upstream
 
     def record(self) -> Record:
         """The account. Raises `LocalError` before the end."""
@@ -177,12 +154,12 @@ class Exchange:
         if usage is not None:
             final = self.outcome is Outcome.OK
             source = UsageSource.UPSTREAM_FINAL if final else UsageSource.UPSTREAM_PARTIAL
-        resolution = self._resolution
+        resolution = self._attempts.resolution
         return Record(
             operation=self._operation,
             outcome=self.outcome,
             status=self._status,
-            model=self._model,
+            model=self._attempts.model,
             upstream=self.upstream,
             upstream_model=None if resolution is None else resolution.upstream_model,
             stream=self.streams,
@@ -190,6 +167,7 @@ class Exchange:
             usage_source=source,
             upstream_protocol=None if self._plan is None else self._plan.operation.protocol,
             losses=0 if self._plan is None else self._plan.answers.ledger.losses,
+            failed_upstreams=self._attempts.failed,
         )
 
     # -- inputs -------------------------------------------------------------------------------------------------
@@ -199,13 +177,12 @@ class Exchange:
         if self._ended(State.IDLE):
             return []
         try:
-            plan = self._prepare(body)
+            plan = self._attempts.first(body)
         except ProtocolError as error:
             return self._answer_problem(Problem.of(error), _refusal(error))
         if isinstance(plan, bytes):
             return self._answer(200, plan, Outcome.OK)
-        self.state, self._plan, self._stream = State.REQUESTED, plan, plan.answers.machine
-        return [SendRequest(plan.upstream, plan.operation, plan.headers, plan.body)]
+        return self._ask(plan)
 
     def refuse(self, problem: Problem, outcome: Outcome) -> list[Command]:
         """The runtime will not serve this request (too large, no slot, shutting down)."""
@@ -255,7 +232,7 @@ class Exchange:
         if self.answered:
             self._end(Outcome.OK)
             return [EndResponse()]
-        return self._answer_problem(*failure_of(failure, self.upstream))
+        return self._fall_back(failure) or self._answer_problem(*failure_of(failure, self.upstream))
 
     def client_gone(self) -> list[Command]:
         """The client has left. There is nobody to answer; close the upstream's response."""
@@ -271,26 +248,19 @@ class Exchange:
 
     # -- the request --------------------------------------------------------------------------------------------
 
-    def _prepare(self, body: bytes) -> Plan | bytes:
-        """What to ask, or the answer itself where no upstream has to be asked. Raises `ProtocolError`."""
-        if self._operation is Operation.EMBEDDINGS:
-            embeddings_request = embeddings.decode_request(body)
-            resolution = self._resolve(embeddings_request.model)
-            return self._planner.plan_embeddings(embeddings_request, resolution)
-        request = self._codec.read(body)
-        resolution = self._resolve(request.model)
-        traits = self._settings.traits.get(resolution.upstream, UpstreamTraits())
-        record = self._settings.catalog.record(resolution.upstream, resolution.upstream_model)
-        if self._operation is not Operation.COUNT_TOKENS:
-            return self._planner.plan(self._operation.protocol, request, resolution, record, traits)
-        if traits.count_tokens and Protocol.MESSAGES in (model_facts(record).protocols or traits.protocols):
-            return self._planner.pass_count(request, resolution, traits)
-        return self._settings.count_tokens(request.document, resolution.upstream_model)
+    def _ask(self, plan: Plan) -> list[Command]:
+        self.state, self._plan, self._stream = State.REQUESTED, plan, plan.answers.machine
+        return [SendRequest(plan.upstream, plan.operation, plan.headers, plan.body)]
 
-    def _resolve(self, model: str) -> Resolution:
-        self._model = model
-        self._resolution = self._settings.catalog.resolve(model, self._settings.may_call)
-        return self._resolution
+    def _fall_back(self, why: int | Failure) -> list[Command]:
+        """Asks the next upstream, if there is one and the client has nothing yet; no command otherwise."""
+        plan = self._attempts.next() if self._status is None and may_fall_back(why) else None
+        if plan is None:
+            return []
+        self._parts.clear()
+        self._size = 0
+        self._answer_usage = None
+        return self._ask(plan)
 
     def _live_plan(self) -> Plan:
         if self._plan is None:
@@ -338,6 +308,9 @@ class Exchange:
 
     def _answer_upstream_error(self, status: int, body: bytes) -> list[Command]:
         """An upstream's error goes to the client as it is, if it is in the client's shape and the client's business."""
+        instead = self._fall_back(status)
+        if instead:
+            return instead
         problem = own_problem(status)
         if problem is not None:
             return self._answer_problem(problem, Outcome.UPSTREAM_ERROR)
@@ -380,6 +353,9 @@ class Exchange:
     def _answer_early_error(self, error: bytes) -> list[Command]:
         """The stream has nothing but an error, in the client's shape by now: it becomes a real HTTP status."""
         status = self._live_plan().answers.error_status(error)
+        instead = self._fall_back(status)
+        if instead:
+            return instead
         problem = own_problem(status)
         if problem is not None:
             return self._answer_problem(problem, Outcome.UPSTREAM_ERROR)

@@ -200,7 +200,7 @@ class Gateway:
             call.upstream,
             receive=call.receive,
             send=call.send,
-            timeouts=_timeouts(snapshot.config, exchange.upstream),
+            timeouts=partial(_timeouts, snapshot.config),
             extra_headers=call.headers,
         )
         self._relays.add(relay)
@@ -242,6 +242,7 @@ class Gateway:
             upstream_model=record.upstream_model,
             upstream_protocol=record.upstream_protocol and record.upstream_protocol.value,
             losses=record.losses,
+            failed_upstreams=list(record.failed_upstreams),
             stream=record.stream,
             first_byte_ms=_round(result.first_byte_ms),
             latency_ms=_round(result.latency_ms),
@@ -377,12 +378,10 @@ def _wrong_method(allowed: str) -> Problem:
     return Problem(405, "method_not_allowed", f"this path takes {allowed} requests")
 
 
-def _timeouts(config: Config, upstream: str | None) -> RelayTimeouts:
-    keep_alive = config.limits.keep_alive_s
-    if upstream is None:
-        return RelayTimeouts(keep_alive=keep_alive)
+def _timeouts(config: Config, upstream: str) -> RelayTimeouts:
     limits = config.upstreams[upstream]
-    return RelayTimeouts(limits.head_timeout_s, limits.idle_timeout_s, limits.total_timeout_s, keep_alive)
+    keep_alive_s = config.limits.keep_alive_s
+    return RelayTimeouts(limits.head_timeout_s, limits.idle_timeout_s, limits.total_timeout_s, keep_alive_s)
 
 
 def _round(milliseconds: float | None) -> float | None:

@@ -27,6 +27,8 @@ from capi_trio.logs import describe, get_logger
 from capi_trio.upstream import UpstreamFailedError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 
     from capi_core.exchange import Command, Exchange, Record
@@ -74,7 +76,7 @@ _HANDED_OVER: Final = frozenset({_Outbox.SENDING_LAST, _Outbox.SENT})
 
 
 class Relay:
-    """Runs one `Exchange`. Use once."""
+    """Runs one `Exchange`. Use once. `timeouts`: of an upstream, by its name."""
 
     def __init__(
         self,
@@ -83,20 +85,23 @@ class Relay:
         *,
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,
-        timeouts: RelayTimeouts,
+        timeouts: Callable[[str], RelayTimeouts],
         extra_headers: Headers,
     ) -> None:
         self._exchange = exchange
         self._client = client
         self._receive = receive
         self._send = send
-        self._timeouts = timeouts
+        self._timeouts_of = timeouts
+        self._timeouts = RelayTimeouts()
+        self._next: SendRequest | None = None
         self._extra_headers = extra_headers
         self._log = get_logger("relay")
         self._began = self._heard = trio.current_time()
         self._head_seen = False
         self._first_byte: float | None = None
         self._asking = trio.CancelScope()
+        self._aborted: Failure | None = None
         self._failure = Failure.TIMEOUT
         self._upstream_failure: str | None = None
         self._outbox_state = _Outbox.OPEN
@@ -109,8 +114,8 @@ class Relay:
         self._room = trio.lowlevel.ParkingLot()
 
     def abort(self, failure: Failure) -> None:
-        """Stops asking the upstream; the client is told why, in its own protocol."""
-        self._failure = failure
+        """Stops asking upstreams; the client is told why, in its own protocol."""
+        self._aborted = failure
         self._asking.cancel()
 
     async def run(self, commands: list[Command]) -> RelayResult:
@@ -156,8 +161,9 @@ class Relay:
             patience = self._timeouts.idle if self._head_seen else self._timeouts.head
             give_up = self._heard + patience
             if now >= give_up:
-                self.abort(Failure.TIMEOUT)
-                return
+                self._asking.cancel()
+                self._heard = now  # another upstream may be asked: its time begins now
+                continue
             remind = max(self._heard, kept_alive) + self._timeouts.keep_alive
             if now >= remind:
                 self._emit(self._exchange.keep_alive())
@@ -166,9 +172,20 @@ class Relay:
             await trio.sleep_until(min(give_up, remind, now + self._timeouts.idle))
 
     async def _ask(self, request: SendRequest) -> None:
-        """Asks the upstream and feeds the machine, until it has all that it needs."""
-        self._asking.deadline = self._began + self._timeouts.total
-        with self._asking:
+        """Asks the upstream and feeds the machine, until it has all that it needs; then the next one, if it says so."""
+        self._next = request
+        while self._next is not None:
+            request, self._next = self._next, None
+            self._timeouts = self._timeouts_of(request.upstream)
+            self._head_seen = False
+            self._heard = trio.current_time()
+            self._failure, self._upstream_failure = Failure.TIMEOUT, None
+            await self._ask_one(request)
+
+    async def _ask_one(self, request: SendRequest) -> None:
+        with trio.CancelScope(deadline=self._began + self._timeouts.total) as self._asking:
+            if self._aborted is not None:
+                self._asking.cancel()
             try:
                 await self._read_response(request)
             except UpstreamFailedError as error:
@@ -177,8 +194,8 @@ class Relay:
             except Exception as error:  # a fault of ours must not leave a client without an end
                 self._log.error("exchange_failed", **describe(error))
                 self._failure = Failure.INTERNAL
-        if self._exchange.state is not State.DONE:
-            self._emit(self._exchange.receive_failure(self._failure))
+        if self._exchange.state is not State.DONE and self._next is None:
+            self._emit(self._exchange.receive_failure(self._aborted or self._failure))
 
     async def _read_response(self, request: SendRequest) -> None:
         async with self._client.request(request) as response:
@@ -188,7 +205,7 @@ class Relay:
             async for chunk in response.chunks():
                 self._heard = trio.current_time()
                 self._emit(self._exchange.receive_data(chunk))
-                if self._exchange.state is State.DONE:
+                if self._exchange.state is State.DONE or self._next is not None:
                     return
                 if self._exchange.answered and self._asking.deadline > self._heard + _LAST_BYTE_S:
                     self._asking.deadline = self._heard + _LAST_BYTE_S
@@ -230,8 +247,8 @@ class Relay:
                 case EndResponse():
                     self._outbox_state = _Outbox.ENDING
                 case SendRequest():
-                    raise AssertionError("an exchange sends one request")
-        if commands:
+                    self._next = command
+        if commands and self._next is None:
             if self._first_byte is None:
                 self._first_byte = trio.current_time()
             self._to_write.unpark()

@@ -16,8 +16,9 @@ import capi_core
 # Module: the names in its `__all__`, sorted.
 PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.aliases": """
-        Alias Catalog ListedModel MayCall ModelRefusedError OutOfScopeError Resolution UpstreamModels anybody
+        Alias Catalog Fallback ListedModel MayCall ModelRefusedError OutOfScopeError Resolution UpstreamModels anybody
     """,
+    "capi_core.attempts": "Attempts Settings may_fall_back",
     "capi_core.audit": """
         Action AuditDraft AuditEntry Fault GENESIS Link MAX_LINE_BYTES START Verdict day_of encode_line
         file_name line_hash link_of repair_tail verify
@@ -26,8 +27,8 @@ PUBLIC: Final[Mapping[str, str]] = {
         Command EndResponse ExchangeLimits Failure Operation Outcome Record SendBody SendRequest StartResponse
     """,
     "capi_core.config": """
-        Config ConfigError ConfigProblem FeaturesConfig LimitsConfig ModelConfig RetentionConfig UpstreamConfig
-        is_loopback_host json_schema parse
+        Config ConfigError ConfigProblem FallbackConfig FeaturesConfig LimitsConfig ModelConfig RetentionConfig
+        UpstreamConfig is_loopback_host json_schema parse
     """,
     "capi_core.conformance": "RULES Rule Severity StreamChecker Violation checker_for",
     "capi_core.conformance.chat": "ChatGrammar RULES",

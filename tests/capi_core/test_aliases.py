@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from capi_core.aliases import (
     Alias,
     Catalog,
+    Fallback,
     ListedModel,
     MayCall,
     ModelRefusedError,
@@ -350,3 +351,16 @@ def test_a_resolution_is_consistent_in_itself(catalog: Catalog, name: str) -> No
         assert resolution.public_name in (name, catalog.default_model)
         if catalog.strict:
             assert resolution.public_name in catalog.aliases
+
+
+def test_fallbacks_are_what_an_alias_may_lead_to_instead() -> None:
+    """In order, each once, and only those that are there; the first one that is there is where it leads."""
+    spare = (Fallback("gpt-a", "openai"), Fallback("qwen"), Fallback("x", "gone"), Fallback("gpt-a", "openai"))
+    upstreams = (UpstreamModels("lab", {"qwen": b"{}"}), UpstreamModels("openai", {"gpt-a": b'{"id":"gpt-a"}'}))
+    catalog = Catalog({"fast": Alias("fast", "qwen", fallbacks=spare)}, upstreams)
+    found = catalog.resolve("fast")
+    assert (found.upstream, found.upstream_model) == ("lab", "qwen")
+    assert found.fallbacks == (Resolution("openai", "gpt-a", "fast", renames=True),)
+    without = Catalog({"fast": Alias("fast", "qwen", fallbacks=spare)}, upstreams[1:])
+    assert without.resolve("fast") == Resolution("openai", "gpt-a", "fast", renames=True)
+    assert next((model.upstream, model.record) for model in without.listed()) == ("openai", b'{"id":"gpt-a"}')

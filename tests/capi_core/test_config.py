@@ -260,13 +260,13 @@ def test_members_that_this_version_does_not_know_are_warned_about_and_nothing_el
     document = GOOD | {
         "prices": {"gpt": {}},
         "limits": {"max_dogs": 1},
-        "models": {"fast": {"upstream": "x", "fallbacks": ["y"]}},
+        "models": {"fast": {"upstream": "x", "weight": 3}},
         "upstreams": {"openai": {"kind": "openai", "base_url": "https://h.example/v1", "max_in_flight": 4}},
     }
     config, warnings = parse(json.dumps(document).encode())
     assert [warning.path for warning in warnings] == [
         "$.limits.max_dogs",
-        "$.models.fast.fallbacks",
+        "$.models.fast.weight",
         "$.prices",
         "$.upstreams.openai.max_in_flight",
     ]

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capi_core.aliases import Alias, Catalog, MayCall, UpstreamModels
+from capi_core.aliases import Alias, Catalog, Fallback, MayCall, UpstreamModels
 from capi_core.conformance import checker_for
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.exchange import (
+    Command,
     EndResponse,
     Exchange,
     ExchangeLimits,
@@ -1230,3 +1231,158 @@ def test_a_request_for_a_count_may_be_a_bad_one() -> None:
     got = fed(machine, COUNT)
     assert (got.status, machine.record().outcome) == (400, Outcome.REFUSED_INVALID)
     assert json.loads(got.body)["type"] == "error"
+
+
+DATED = "claude-sonnet-4-5-20250929"
+
+
+@pytest.mark.parametrize("upstream", Protocol)
+@pytest.mark.parametrize("asked_for", [DATED, "claude-sonnet-4-5", "claude-sonnet-4.5"])
+def test_a_dated_name_goes_upstream_in_the_listed_spelling_on_every_path(asked_for: str, upstream: Protocol) -> None:
+    """Also where nothing is translated. The answer has the name that the client asked for."""
+    catalog = Catalog({}, (UpstreamModels("lab", {"claude-sonnet-4": b"{}", "claude-sonnet-4.5": b"{}"}),))
+    settings = Settings(catalog, {"lab": UpstreamTraits(protocols=(upstream,))})
+    machine = Exchange(Operation.MESSAGES, settings, request_id="req_1", now_s=9)
+    got = fed(machine, asking(Protocol.MESSAGES, model=asked_for), Head(), Data(answer_stream(upstream)), Eof())
+    (request,) = got.requests
+    assert json.loads(request.body)["model"] == "claude-sonnet-4.5"
+    assert b'"model":"%b"' % asked_for.encode() in got.body.replace(b'": "', b'":"')
+
+
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_nothing_is_counted_but_for_who_asks_for_a_count(client: Protocol, upstream: Protocol) -> None:
+    """Counting takes time that no other request is to pay for."""
+
+    def count(document: JSONObject, model: str) -> bytes:
+        raise AssertionError("nobody asked for a count")
+
+    settings = Settings(CATALOG, {"lab": UpstreamTraits(protocols=(upstream,))}, count_tokens=count)
+    for stream, head, answer in ((True, Head(), answer_stream), (False, DOCUMENT, answer_document)):
+        machine = Exchange(OPERATIONS[client], settings, request_id="req_1", now_s=9)
+        got = fed(machine, asking(client, stream=stream), head, Data(answer(upstream)), Eof())
+        assert (got.status, machine.record().outcome) == (200, OK)
+
+
+@pytest.mark.parametrize("upstream", [Protocol.CHAT, Protocol.RESPONSES])
+def test_who_asks_by_an_anthropic_client_is_no_secret_told_to_another_provider(upstream: Protocol) -> None:
+    """Claude Code's `user_id` has its account and its session in it: elsewhere they arrive as a digest."""
+    user = json.dumps({"device_id": "d" * 64, "account_uuid": "a1b2", "session_id": "s3"})
+    machine = between(Protocol.MESSAGES, upstream)
+    (request,) = fed(machine, asking(Protocol.MESSAGES, metadata={"user_id": user})).requests
+    assert b"account" not in request.body
+    assert b"d" * 64 not in request.body
+    told = [value for name, value in json.loads(request.body).items() if name in {"user", "safety_identifier"}]
+    assert [len(value) for value in told] == [64]
+
+
+# -- fallbacks -----------------------------------------------------------------------------------------------------
+
+SPARES = (Fallback("spare-1", "other"), Fallback("claude", "third"))
+SPARE_CATALOG = Catalog(
+    {
+        "fast": Alias(
+            "fast", "up-2026", via="lab", fallbacks=(Fallback("spare-1", "other"), Fallback("claude", "third"))
+        )
+    },
+    tuple(UpstreamModels(name) for name in ("lab", "other", "third")),
+)
+SPARE_TRAITS = {"third": UpstreamTraits(protocols=(Protocol.MESSAGES,))}
+SPARE_BODY = b'{"model":"fast","messages":[{"role":"user","content":"hi"}],"max_tokens":9%b}'
+SPARE_DOCUMENT = (
+    b'{"id":"c","model":"spare-1","choices":[{"index":0,"message":{"role":"assistant","content":"Hi"},'
+    b'"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":2}}'
+)
+
+
+def spare_exchange(*, stream: bool = False) -> tuple[Exchange, SendRequest]:
+    running = Exchange(Operation.CHAT, Settings(SPARE_CATALOG, SPARE_TRAITS), request_id="req_1")
+    (first,) = running.receive_request(SPARE_BODY % (b',"stream":true' if stream else b""))
+    assert isinstance(first, SendRequest)
+    assert first.upstream == "lab"
+    return running, first
+
+
+def next_upstream(commands: list[Command]) -> str:
+    (command,) = commands
+    assert isinstance(command, SendRequest)
+    return command.upstream
+
+
+def refuse_with(running: Exchange, status: int) -> list[Command]:
+    assert running.receive_head(status, JSON_HEADERS) == []
+    assert running.receive_data(b'{"error":{"message":"no","code":"x"}}') == []
+    return running.receive_eof()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("how", ["unreachable", "status", "broken document", "broken stream"])
+def test_an_upstream_that_fails_has_another_take_its_place(how: str, stream: bool) -> None:
+    running, _ = spare_exchange(stream=stream)
+    match how:
+        case "unreachable":
+            commands = running.receive_failure(Failure.UNREACHABLE)
+        case "status":
+            commands = refuse_with(running, 503)
+        case "broken document":
+            running.receive_head(200, JSON_HEADERS)
+            running.receive_data(b'{"half')
+            commands = running.receive_failure(Failure.BROKEN)
+        case _:
+            running.receive_head(200, ((b"content-type", b"text/event-stream"),))
+            commands = running.receive_failure(Failure.TIMEOUT)
+    assert next_upstream(commands) == "other"
+    assert running.upstream == "other"
+    running.receive_head(200, JSON_HEADERS)
+    running.receive_data(SPARE_DOCUMENT)
+    start, *rest = running.receive_eof()
+    assert isinstance(start, StartResponse)
+    assert start.status == 200
+    assert rest[-1] == EndResponse()
+    record = running.record()
+    assert (record.outcome, record.upstream, record.failed_upstreams) == (Outcome.OK, "other", ("lab",))
+    assert record.usage is not None
+
+
+def test_a_stream_that_only_has_an_error_is_a_failed_attempt() -> None:
+    running, _ = spare_exchange(stream=True)
+    running.receive_head(200, ((b"content-type", b"text/event-stream"),))
+    commands = running.receive_data(b'data: {"error":{"message":"overloaded","code":503}}\n\n')
+    assert next_upstream(commands) == "other"
+
+
+def test_the_last_one_that_fails_is_the_answer() -> None:
+    running, _ = spare_exchange()
+    assert next_upstream(refuse_with(running, 500)) == "other"
+    assert next_upstream(refuse_with(running, 429)) == "third"
+    start, body, end = refuse_with(running, 529)
+    assert isinstance(start, StartResponse)
+    assert isinstance(body, SendBody)
+    assert (start.status, end) == (529, EndResponse())
+    assert running.record().failed_upstreams == ("lab", "other")
+    assert running.record().outcome is Outcome.UPSTREAM_ERROR
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 413, 422])
+def test_what_the_client_did_wrong_is_not_asked_twice(status: int) -> None:
+    running, _ = spare_exchange()
+    start, *_ = refuse_with(running, status)
+    assert isinstance(start, StartResponse)
+    assert start.status == status
+
+
+@pytest.mark.parametrize("failure", [Failure.SHUTDOWN, Failure.INTERNAL])
+def test_a_gateway_that_ends_asks_nobody_else(failure: Failure) -> None:
+    running, _ = spare_exchange()
+    assert isinstance(running.receive_failure(failure)[0], StartResponse)
+
+
+def test_nobody_else_is_asked_once_the_client_has_something() -> None:
+    """A keep-alive is something: the head that went before it told of the first upstream."""
+    running, _ = spare_exchange(stream=True)
+    assert running.keep_alive()
+    assert running.receive_failure(Failure.UNREACHABLE)[-1] == EndResponse()
+    running, _ = spare_exchange(stream=True)
+    running.receive_head(200, ((b"content-type", b"text/event-stream"),))
+    assert running.receive_data(b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n')
+    assert running.receive_failure(Failure.BROKEN)[-1] == EndResponse()
+    assert running.record().failed_upstreams == ()

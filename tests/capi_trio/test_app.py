@@ -384,6 +384,7 @@ async def test_a_chat_goes_to_the_aliass_upstream_and_its_answer_comes_back(auto
         "upstream_model": "org/m-1",
         "upstream_protocol": "chat",
         "losses": 0,
+        "failed_upstreams": [],
         "stream": False,
         "first_byte_ms": 0.0,
         "latency_ms": 0.0,

@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 from typing_extensions import override
 
-from capi_core.aliases import Alias, Catalog, UpstreamModels
+from capi_core.aliases import Alias, Catalog, Fallback, UpstreamModels
 from capi_core.errors import Problem
 from capi_core.exchange import Command, Exchange, Failure, Operation, Outcome, SendBody, Settings, State
 from capi_core.usage import Usage, UsageSource
@@ -57,7 +57,7 @@ class Play:
             self.asking,
             receive=self.peer.receive,
             send=self.peer.send,
-            timeouts=timeouts or RelayTimeouts(),
+            timeouts=lambda upstream: timeouts or RelayTimeouts(),
             extra_headers=((b"x-request-id", b"req_1"),),
         )
 
@@ -437,6 +437,73 @@ async def test_stopping_after_the_last_event_changes_nothing(autojump_clock: Moc
     assert result.record.outcome is Outcome.OK
     assert play.peer.body.endswith(DONE)
     assert play.peer.complete
+
+
+# -- another upstream ----------------------------------------------------------------------------------------------
+
+SPARE: Final = Catalog(
+    aliases={"m": Alias("m", "m-1", via="up", fallbacks=(Fallback("m-2", "spare"),))},
+    upstreams=(UpstreamModels("up"), UpstreamModels("spare")),
+)
+
+
+def spare_play(*replies: Reply | Exception, stream: bool = True) -> Play:
+    play = Play(replies[0], stream=stream, exchange=Exchange(Operation.CHAT, Settings(SPARE), request_id="req_1"))
+    play.up = FakeUpstream(*replies)
+    play.asking = fakes.client(play.up, "up", "spare")
+    play.relay = Relay(
+        play.exchange,
+        play.asking,
+        receive=play.peer.receive,
+        send=play.peer.send,
+        timeouts=lambda upstream: RelayTimeouts(head=5, idle=5, keep_alive=60) if upstream == "up" else RelayTimeouts(),
+        extra_headers=(),
+    )
+    return play
+
+
+GOOD: Final = Reply([chunk("a"), finish(), DONE])
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("first", "asked_at"),
+    [
+        (httpx.ConnectError("refused"), 0),
+        (Reply(head_after=math.inf), 5),
+        (Reply([math.inf]), 5),
+        (Reply([b'{"error":{"message":"no"}}', math.inf], 503, (("content-type", "application/json"),)), 5),
+    ],
+    ids=["unreachable", "no head", "no body", "half an error"],
+)
+async def test_an_upstream_that_fails_has_another_take_its_place(
+    autojump_clock: MockClock, first: Reply | Exception, asked_at: float, stream: bool
+) -> None:
+    """Each within its own time limits; the first one's answer is closed before the second one is asked."""
+    second = GOOD if stream else fakes.json_reply(fakes.chat_answer(), head_after=200.0)
+    play = spare_play(first, second, stream=stream)
+    result = await play.run()
+    assert result.record.outcome is Outcome.OK
+    assert result.record.failed_upstreams == ("up",)
+    assert play.peer.status == 200
+    assert play.peer.complete
+    assert [asked.url.split("/")[2] for asked in play.up.asked] == ["up.test", "spare.test"]
+    assert play.closed_at == asked_at
+
+
+async def test_a_client_that_leaves_between_two_attempts_ends_both(autojump_clock: MockClock) -> None:
+    play = spare_play(Reply(head_after=math.inf), Reply(head_after=math.inf))
+    result = await play.run_until(7, play.peer.leave)
+    assert result.record.outcome is Outcome.CLIENT_GONE
+    assert trio.current_time() == 7
+    assert len(play.up.asked) == 2
+
+
+async def test_a_gateway_that_stops_asks_nobody_else(autojump_clock: MockClock) -> None:
+    play = spare_play(Reply(head_after=math.inf), GOOD)
+    result = await play.run_until(3, lambda: play.relay.abort(Failure.SHUTDOWN))
+    assert result.record.outcome is Outcome.SHUTDOWN
+    assert len(play.up.asked) == 1
 
 
 # -- the end of everything: each await, each way to end ------------------------------------------------------------

@@ -126,6 +126,9 @@ def _type(kind: schema.Type) -> str:
             return "boolean"
         case schema.StrType():
             return "string"
+        case schema.StructType(fields=fields):
+            members = (f"{member.name}{'' if member.required else '?'}: {_type(member.type)}" for member in fields)
+            return f"{{{', '.join(members)}}}"
         case _:
             raise AssertionError(f"{kind} has no words yet")
 
