@@ -26,6 +26,7 @@ STRUCTS: Final[Mapping[str, tuple[type[msgspec.Struct], str]]] = {
     "Config": (config.Config, ""),
     "UpstreamConfig": (config.UpstreamConfig, ""),
     "ModelConfig": (config.ModelConfig, "models.NAME."),
+    "FallbackConfig": (config.FallbackConfig, "models.NAME.fallbacks[]."),
     "LimitsConfig": (config.LimitsConfig, ""),
     "FeaturesConfig": (config.FeaturesConfig, ""),
     "RetentionConfig": (config.RetentionConfig, ""),
@@ -126,9 +127,8 @@ def _type(kind: schema.Type) -> str:
             return "boolean"
         case schema.StrType():
             return "string"
-        case schema.StructType(fields=fields):
-            members = (f"{member.name}{'' if member.required else '?'}: {_type(member.type)}" for member in fields)
-            return f"{{{', '.join(members)}}}"
+        case schema.StructType():
+            return "object"
         case _:
             raise AssertionError(f"{kind} has no words yet")
 
