@@ -1,4 +1,4 @@
-"""The one module that talks to upstreams: httpx clients are built, and their exceptions end, here.
+"""The one module that talks HTTP to upstreams: httpx clients are built, and their exceptions end, here.
 
 Settings that were measured (reliability.md section 0, style.md 5.5): a bounded httpx pool wedges for good under
 cancellation, so the pool is unbounded and the gate is the cap; httpx's read timeout is per read and would cut a stream
@@ -8,8 +8,10 @@ that pauses, so time limits are the relay's own; environment proxies, redirects 
 from __future__ import annotations
 
 import contextlib
+import functools
+import ssl
 from http.cookiejar import CookieJar, DefaultCookiePolicy
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import httpx
 import trio
@@ -20,19 +22,33 @@ from capi_core import __version__
 from capi_core.exchange import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+    from contextlib import AbstractAsyncContextManager
     from types import TracebackType
     from typing import Self
 
     from capi_core.exchange import SendRequest
     from capi_core.headers import Headers
 
-__all__ = ["Secret", "UpstreamClient", "UpstreamFailedError", "UpstreamResponse", "UpstreamTarget", "version_headers"]
+__all__ = [
+    "Address",
+    "Secret",
+    "UpstreamClient",
+    "UpstreamFailedError",
+    "UpstreamResponse",
+    "UpstreamSource",
+    "UpstreamTarget",
+    "address_of",
+    "credential_headers",
+    "tls_context",
+    "version_headers",
+]
 
 _IDLE_UPSTREAM_CONNECTIONS: Final = 20
 _KEEPALIVE_EXPIRY_S: Final = 30.0
 """Below the 60 to 75 s after which common servers close an idle connection: reusing one that closes loses a request."""
 _WRITE_TIMEOUT_S: Final = 60.0
+_PORTS: Final = {"http": 80, "https": 443}
 _LIST_TIMEOUT_S: Final = 10.0
 _MAX_LIST_BYTES: Final = 8 * 1024 * 1024
 
@@ -55,7 +71,8 @@ class Secret:
 class UpstreamTarget:
     """Where an upstream is, and what opens it. `base_url` has no trailing slash.
 
-    `anthropic`: its key goes as `x-api-key`, and it wants to be told a version with every request.
+    `anthropic`: its key goes as `x-api-key`, and it wants to be told a version with every request. `websocket`: it
+    offers Responses over WebSocket as well (`capi_trio.upstream_socket`).
     """
 
     name: str
@@ -63,6 +80,18 @@ class UpstreamTarget:
     api_key: Secret | None = None
     connect_timeout_s: float = 10.0
     anthropic: bool = False
+    websocket: bool = False
+
+
+@frozen
+class Address:
+    """A URL, as one needs it who opens the connection: `authority` is the value of a Host header."""
+
+    tls: bool
+    host: str
+    port: int
+    authority: str
+    path: str
 
 
 class UpstreamFailedError(Exception):
@@ -80,14 +109,20 @@ class UpstreamResponse:
 
     status: int
     headers: Headers
-    _response: httpx.Response = field(repr=False)
+    _chunks: Callable[[], AsyncIterator[bytes]] = field(repr=False)
 
     def chunks(self) -> AsyncIterator[bytes]:
-        """The body's bytes. Iterate inside `request` only, with its errors mapped."""
-        # A server that compresses although asked not to is still understood; aiter_raw is the cheap way for all others.
-        if "content-encoding" in self._response.headers:
-            return self._response.aiter_bytes()
-        return self._response.aiter_raw()
+        """The body's bytes. Iterate inside `request` only, with its errors mapped; once."""
+        return self._chunks()
+
+
+class UpstreamSource(Protocol):
+    """Where answers come from: what an exchange needs of `UpstreamClient`, and of what asks over something else."""
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]: ...
+
+    def request(self, request: SendRequest, /) -> AbstractAsyncContextManager[UpstreamResponse]: ...
 
 
 class UpstreamClient:
@@ -127,7 +162,8 @@ class UpstreamClient:
         """Goes on with other targets. Requests that are under way keep theirs."""
         self._targets = targets
 
-    def _target(self, name: str) -> UpstreamTarget:
+    def target(self, name: str) -> UpstreamTarget:
+        """The upstream called `name`. Raises `UpstreamFailedError`."""
         target = self._targets.get(name)
         if target is None:  # the configuration changed between the decision and the request
             raise UpstreamFailedError(Failure.UNREACHABLE, "no longer configured")
@@ -144,26 +180,41 @@ class UpstreamClient:
 
         Leaving the block, by whatever way, closes the upstream connection unless the response was read to its end.
         """
-        target = self._target(request.upstream)
+        target = self.target(request.upstream)
+        headers = (*request.headers, *credential_headers(target))
         with _failures_mapped():
-            async with self._client.stream(
-                "POST",
-                target.base_url + request.operation.value,
-                headers=[*request.headers, *_credential(target)],
-                content=request.body,
-                timeout=httpx.Timeout(None, connect=target.connect_timeout_s, write=_WRITE_TIMEOUT_S),
-            ) as response:
-                yield UpstreamResponse(response.status_code, tuple(response.headers.raw), response)
+            async with self._stream(target, "POST", request.operation.value, headers, request.body) as response:
+                yield _opened(response)
+
+    @contextlib.asynccontextmanager
+    async def ask(
+        self, name: str, method: str, path: str, headers: Headers, body: bytes | None = None
+    ) -> AsyncIterator[UpstreamResponse]:
+        """Sends what the caller wants below the target's base URL, without a credential of ours. Else as `request`."""
+        with _failures_mapped():
+            async with self._stream(self.target(name), method, path, headers, body) as response:
+                yield _opened(response)
+
+    def _stream(
+        self, target: UpstreamTarget, method: str, path: str, headers: Headers, body: bytes | None
+    ) -> AbstractAsyncContextManager[httpx.Response]:
+        return self._client.stream(
+            method,
+            target.base_url + path,
+            headers=[*headers],
+            content=body,
+            timeout=httpx.Timeout(None, connect=target.connect_timeout_s, write=_WRITE_TIMEOUT_S),
+        )
 
     async def list_models(self, name: str) -> bytes:
         """The body of an upstream's GET /models. Raises `UpstreamFailedError`."""
-        target = self._target(name)
+        target = self.target(name)
         body = bytearray()
         with _failures_mapped(), trio.move_on_after(_LIST_TIMEOUT_S) as waiting:
             async with self._client.stream(
                 "GET",
                 target.base_url + ("/models?limit=1000" if target.anthropic else "/models"),
-                headers=[(b"accept", b"application/json"), *_credential(target), *_version(target)],
+                headers=[(b"accept", b"application/json"), *credential_headers(target), *_version(target)],
             ) as response:
                 if response.status_code != 200:
                     raise UpstreamFailedError(Failure.BROKEN, f"status {response.status_code}")
@@ -181,7 +232,33 @@ def version_headers() -> dict[str, str]:
     return {"user-agent": f"capi/{__version__}", "accept-encoding": "identity"}
 
 
-def _credential(target: UpstreamTarget) -> Headers:
+def address_of(target: UpstreamTarget, path: str) -> Address | None:
+    """Where `path` below the target's base URL is; `None` when that is no URL that can be asked."""
+    try:
+        url = httpx.URL(target.base_url + path)
+    except httpx.InvalidURL:
+        return None
+    port = url.port or _PORTS.get(url.scheme)
+    if port is None or not url.host:
+        return None
+    host, authority, full_path = (part.decode("ascii") for part in (url.raw_host, url.netloc, url.raw_path))
+    return Address(url.scheme == "https", host, port, authority, full_path)
+
+
+@functools.cache
+def tls_context() -> ssl.SSLContext:
+    """Trusts what the HTTP client trusts, for who connects without it. Reading certificates takes long: once."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _opened(response: httpx.Response) -> UpstreamResponse:
+    # A server that compresses although asked not to is still understood; aiter_raw is the cheap way for all others.
+    chunks = response.aiter_bytes if "content-encoding" in response.headers else response.aiter_raw
+    return UpstreamResponse(response.status_code, tuple(response.headers.raw), chunks)
+
+
+def credential_headers(target: UpstreamTarget) -> Headers:
+    """What opens the upstream."""
     if target.api_key is None:
         return ()
     key = target.api_key.reveal().encode()

@@ -148,6 +148,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.protocols.responses.stream_encoder": "ResponsesEncoder",
     "capi_core.protocols.responses.tool_decoder": "read_additional_tools read_tool_choice read_tools",
     "capi_core.protocols.responses.tool_encoder": "encode_tool_choice encode_tools wire_name",
+    "capi_core.protocols.responses.upstream_frames": "UpstreamFrame encode_create read_frame",
     "capi_core.protocols.responses.websocket": """
         ClientFrame FrameEncoder FrameError encode_error_frame in_lane read_client_frame
     """,

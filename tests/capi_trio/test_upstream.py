@@ -1,6 +1,7 @@
 """What is sent to an upstream, how its failures are told, and that nothing of it outlives its request."""
 
 import gzip
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -14,11 +15,14 @@ from trio.testing import MockClock
 from capi_core.exchange import Failure, Operation, SendRequest
 from capi_core.headers import upstream_request_headers
 from capi_trio.upstream import (
+    Address,
     Secret,
     UpstreamClient,
     UpstreamFailedError,
     UpstreamResponse,
     UpstreamTarget,
+    address_of,
+    tls_context,
     version_headers,
 )
 from tests.support.fakes import FakeUpstream, Reply, client, json_reply
@@ -44,6 +48,30 @@ async def test_a_request_goes_out_as_the_core_made_it(autojump_clock: MockClock)
         assert await read(response) == b"onetwo"
     (asked,) = up.asked
     assert (asked.method, asked.url, asked.body) == ("POST", "http://up.test/v1/chat/completions", ASK.body)
+
+
+async def test_anything_else_can_be_asked_for_with_the_callers_own_headers() -> None:
+    up = FakeUpstream(json_reply({}, 404))
+    async with client(up) as asking:
+        async with asking.ask("up", "GET", "/models?a=b", ((b"user-agent", b"me"),)) as response:
+            assert (response.status, await read(response)) == (404, b"{}")
+        async with asking.ask("up", "POST", "/x", (), b"body"):
+            pass
+    first, second = up.asked
+    assert (first.method, first.url, first.header(b"user-agent")) == ("GET", "http://up.test/v1/models?a=b", [b"me"])
+    assert (second.method, second.body) == ("POST", b"body")
+    assert not any(asked.header(b"authorization") for asked in up.asked), "no credential is added"
+
+
+async def test_whatever_is_asked_its_failures_are_told_alike() -> None:
+    async with client(FakeUpstream(httpx.ConnectError("x"))) as asking:
+        with pytest.raises(UpstreamFailedError) as caught:
+            async with asking.ask("up", "GET", "/models", ()):
+                pass
+        assert caught.value.failure is Failure.UNREACHABLE
+        with pytest.raises(UpstreamFailedError):
+            async with asking.ask("other", "GET", "/models", ()):
+                pass
 
 
 async def test_only_headers_of_the_allow_list_go_out(autojump_clock: MockClock) -> None:
@@ -365,3 +393,31 @@ async def test_a_port_that_nobody_listens_on_is_an_upstream_that_cannot_be_reach
         with pytest.raises(UpstreamFailedError) as raised:
             await asking.list_models("up")
     assert raised.value.failure is Failure.UNREACHABLE
+
+
+# -- for who asks without httpx ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("base", "address"),
+    [
+        ("http://up.test/v1", Address(False, "up.test", 80, "up.test", "/v1/responses")),
+        ("https://up.test", Address(True, "up.test", 443, "up.test", "/responses")),
+        ("https://up.test:8443/a%20b", Address(True, "up.test", 8443, "up.test:8443", "/a%20b/responses")),
+        ("http://[::1]:80/v1", Address(False, "::1", 80, "[::1]", "/v1/responses")),
+        ("http://bücher.test", Address(False, "xn--bcher-kva.test", 80, "xn--bcher-kva.test", "/responses")),
+        ("http://who:secret@up.test", Address(False, "up.test", 80, "up.test", "/responses")),
+        ("ftp://up.test", None),
+        ("up.test", None),
+        ("http://", None),
+        ("http://[::1", None),
+    ],
+)
+def test_the_address_of_an_upstream(base: str, address: Address | None) -> None:
+    assert address_of(UpstreamTarget("up", base), "/responses") == address
+
+
+def test_certificates_are_read_once_and_checked() -> None:
+    assert tls_context() is tls_context()
+    assert tls_context().check_hostname
+    assert tls_context().verify_mode is ssl.CERT_REQUIRED
