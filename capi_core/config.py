@@ -89,6 +89,8 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     `["messages"]` for `anthropic`, all three for `demo`."""
     strict_fidelity: bool = False
     """Refuse a request that would lose something when it is translated into another protocol."""
+    websocket: bool = False
+    """It takes Responses over WebSocket too: clients that come by WebSocket are served over one to it."""
     count_tokens: bool | None = None
     """It has POST /messages/count_tokens. Unset: yes for `anthropic` and `demo`, else tokens are counted here."""
     reasoning_member: ReasoningMember = ReasoningMember.NONE

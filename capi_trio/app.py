@@ -28,6 +28,7 @@ from capi_trio.logs import get_logger
 from capi_trio.relay import Relay, RelayTimeouts
 from capi_trio.request import JSON, OPERATIONS, Call, Request, id_headers
 from capi_trio.tokenizers import load_counter, vendor_factor
+from capi_trio.upstream_socket import SocketUpstream
 from capi_trio.websocket import Caller, ResponsesSession, SessionLimits
 
 if TYPE_CHECKING:
@@ -262,24 +263,25 @@ class Gateway:
             body = codec.encode_error(problem, request_id)
             await deny(send, problem.status, (JSON, *headers, *_challenge(problem)), body)
             return
-        session = ResponsesSession(
-            receive,
-            send,
-            Caller(
-                enter=partial(self._enter, scope),
-                refusal=self._refusal,
-                answer=partial(self._answer_turn, scope, self._client),
-            ),
-            headers=headers,
-            new_request_id=self._new_request_id,
-            now_s=lambda: self._now_ms() // 1000,
-            limits=SessionLimits(waiting_bytes=self._max_body_bytes),
-        )
-        self._sessions.add(session)
-        try:
-            await session.run()
-        finally:
-            self._sessions.discard(session)
+        async with SocketUpstream(self._client) as upstream:
+            session = ResponsesSession(
+                receive,
+                send,
+                Caller(
+                    enter=partial(self._enter, scope),
+                    refusal=self._refusal,
+                    answer=partial(self._answer_turn, scope, upstream),
+                ),
+                headers=headers,
+                new_request_id=self._new_request_id,
+                now_s=lambda: self._now_ms() // 1000,
+                limits=SessionLimits(waiting_bytes=self._max_body_bytes),
+            )
+            self._sessions.add(session)
+            try:
+                await session.run()
+            finally:
+                self._sessions.discard(session)
 
     async def _refusal(self, access: Access, document: JSONObject) -> Problem | None:
         """Why a request that asks no model would be refused if it did."""
@@ -293,7 +295,7 @@ class Gateway:
     async def _answer_turn(
         self,
         scope: WebsocketScope,
-        upstream: UpstreamClient,
+        upstream: SocketUpstream,
         access: Access,
         request_id: str,
         body: bytes,

@@ -60,7 +60,12 @@ def upstream_targets(
             continue
         url = upstream.base_url or demo_urls.get(name, "")
         targets[name] = UpstreamTarget(
-            name, url.rstrip("/"), key, upstream.connect_timeout_s, anthropic=upstream.kind == "anthropic"
+            name,
+            url.rstrip("/"),
+            key,
+            upstream.connect_timeout_s,
+            anthropic=upstream.kind == "anthropic",
+            websocket=upstream.websocket,
         )
     if problems:
         raise ConfigError(tuple(problems))

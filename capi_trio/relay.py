@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from capi_core.exchange import Command, Exchange, Record
     from capi_core.headers import Headers
-    from capi_trio.upstream import UpstreamClient
+    from capi_trio.upstream import UpstreamSource
 
 __all__ = ["Relay", "RelayResult", "RelayTimeouts"]
 
@@ -81,7 +81,7 @@ class Relay:
     def __init__(
         self,
         exchange: Exchange,
-        client: UpstreamClient,
+        client: UpstreamSource,
         *,
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,

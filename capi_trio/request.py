@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from capi_core.errors import Problem
     from capi_core.headers import Headers
     from capi_core.protocols.codec import Codec
-    from capi_trio.upstream import UpstreamClient
+    from capi_trio.upstream import UpstreamSource
 
 __all__ = ["JSON", "OPERATIONS", "SESSION_PATHS", "Call", "Request", "id_headers"]
 
@@ -57,7 +57,7 @@ class Call:
     headers: Headers
     receive: ASGIReceiveCallable
     send: ASGISendCallable
-    upstream: UpstreamClient
+    upstream: UpstreamSource
 
 
 @frozen
@@ -83,7 +83,7 @@ class Request:
         speaks_messages = header(self.scope, b"anthropic-version") is not None
         return CODECS[Protocol.MESSAGES if speaks_messages else Protocol.CHAT]
 
-    def call(self, upstream: UpstreamClient) -> Call:
+    def call(self, upstream: UpstreamSource) -> Call:
         """The question to a model that this request is."""
         headers = tuple(self.scope["headers"])
         return Call(self.id, "http", headers, self.headers, self.receive, self.send, upstream)

@@ -1,8 +1,10 @@
 """Responses over WebSocket through a real gateway: the official `openai` SDK, and by hand, over all three upstreams."""
 
+import signal
 import socket
 import struct
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import openai
@@ -129,3 +131,58 @@ def test_a_client_without_manners_harms_nobody_else(capi: Capi) -> None:
     with client(capi).responses.connect() as connection:
         connection.response.create(model="demo-gpt", input=f"hello {QUICK}", store=False)
         assert until_end(connection)[-1].type == "response.completed"
+
+
+# -- over a WebSocket to the upstream, too: the upstream is another capi ---------------------------------------------
+
+
+def behind(upstream: Capi) -> dict[str, object]:
+    there = {"kind": "openai", "base_url": f"{upstream.url}/v1", "protocols": ["responses"], "websocket": True}
+    return {"upstreams": {"there": there}}
+
+
+def test_two_turns_go_over_one_connection_to_the_upstream(tmp_path: Path) -> None:
+    with (
+        faultless(demo(tmp_path / "up")) as upstream,
+        faultless(gateway(tmp_path / "down", behind(upstream))) as capi,
+        client(capi).responses.connect() as connection,
+    ):
+        connection.response.create(model="demo-gpt", input=f"Say one. {QUICK}", store=False)
+        first = until_end(connection)[-1]
+        assert first.type == "response.completed"
+        before = len(upstream.events("exchange", transport="websocket"))
+        last_id = first.response.id
+        connection.response.create(
+            model="demo-gpt", input=f"And two. {QUICK}", previous_response_id=last_id, store=False
+        )
+        assert until_end(connection)[-1].type == "response.completed"
+        upstream.wait_for(lambda: len(upstream.events("exchange", transport="websocket")) == before + 1)
+        http = client(capi).responses.create(model="demo-gpt", input=f"hello {QUICK}", store=False)
+        assert http.output_text
+        upstream.wait_for(lambda: len(upstream.events("exchange", transport="http")) == 1)
+
+
+def test_a_client_that_leaves_takes_the_upstreams_turn_with_it(tmp_path: Path) -> None:
+    with faultless(demo(tmp_path / "up")) as upstream, faultless(gateway(tmp_path / "down", behind(upstream))) as capi:
+        with client(capi).responses.connect() as connection:
+            slow = 'Count. [[demo {"pace_ms": 50, "events": 400}]]'
+            connection.response.create(model="demo-gpt", input=slow, store=False)
+            while connection.recv().type != "response.output_text.delta":
+                pass
+        capi.log_line("exchange", outcome="client_gone")
+        upstream.log_line("exchange", outcome="client_gone", transport="websocket")
+
+
+def test_an_upstream_that_is_killed_in_a_turn_is_told_of(tmp_path: Path) -> None:
+    with demo(tmp_path / "up") as upstream, faultless(gateway(tmp_path / "down", behind(upstream))) as capi:
+        with client(capi).responses.connect() as connection:
+            slow = 'Count. [[demo {"pace_ms": 50, "events": 400}]]'
+            connection.response.create(model="demo-gpt", input=slow, store=False)
+            while connection.recv().type != "response.output_text.delta":
+                pass
+            upstream.send_signal(signal.SIGKILL)
+            assert until_end(connection)[-1].type in {"response.failed", "error"}
+            connection.response.create(model="demo-gpt", input="again", store=False)
+            assert until_end(connection)[-1].type == "error"
+        capi.log_line("exchange", outcome="upstream_broke")
+        capi.log_line("exchange", outcome="upstream_unreachable")
