@@ -394,3 +394,68 @@ def test_nor_is_such_a_call_taken_in_a_whole_answer() -> None:
     with pytest.raises(ProtocolError) as raised:
         translation(CHAT, RESPONSES, names=renamed()).whole(body)
     assert (raised.value.code, raised.value.status_hint) == ("upstream_call_too_large", 502)
+
+
+# --- what went wrong elsewhere ---
+
+
+def call_piece(arguments: str, **more: object) -> dict[str, object]:
+    return {"tool_calls": [{"index": 0, **more, "function": {"name": "get_weather", "arguments": arguments}}]}
+
+
+@pytest.mark.parametrize("client", Protocol)
+def test_text_between_the_pieces_of_a_calls_arguments_costs_neither(client: Protocol) -> None:
+    """A block that was told to be over gets nothing more: here neither the call nor the text is over."""
+    deltas = [
+        {"content": "one "},
+        call_piece('{"city":', id="call_1"),
+        {"content": "two"},
+        {"tool_calls": [{"index": 0, "function": {"arguments": '"Oslo"}'}}]},
+    ]
+    chunks = [{"id": "c1", "choices": [{"index": 0, "delta": delta}]} for delta in deltas]
+    finish = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+    machine = machine_for(CHAT, client)
+    out = machine.receive_data(streams.chat(*chunks, finish, "[DONE]")) + machine.finish()
+    reply = read(client, held(client, out, usage_known=False))
+    texts = [block.text for block in reply.blocks if isinstance(block, ReplyText)]
+    calls = [block for block in reply.blocks if isinstance(block, ToolCall)]
+    assert "".join(texts) == "one two"
+    assert [(call.id, call.arguments) for call in calls] == [("call_1", '{"city":"Oslo"}')]
+
+
+@pytest.mark.parametrize("content", ["", None])
+@pytest.mark.parametrize("client", Protocol)
+def test_a_whole_answer_with_empty_arguments_and_no_words_is_one_call(client: Protocol, content: str | None) -> None:
+    """Of an empty object, which every client can parse, and without an empty text beside it."""
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": ""}}
+    message = {"role": "assistant", "content": content, "tool_calls": [call]}
+    body = streams.chat({"choices": [{"index": 0, "message": message, "finish_reason": "tool_calls"}]})[6:]
+    written = translation(CHAT, client).whole(body).body
+    (block,) = CODECS[client].decode_reply(written, Ledger()).blocks
+    assert isinstance(block, ToolCall)
+    assert (block.id, block.tool) == ("c", ToolRef("f"))
+    assert (b'"input":{}' if client is MESSAGES else b'"arguments":"{}"') in written
+    assert b'"text":""' not in written
+
+
+NO_CONTENT = [
+    (CHAT, b"{}"),
+    (CHAT, b'{"choices":null}'),
+    (CHAT, b'{"choices":[]}'),
+    (CHAT, b'{"choices":[{"message":null}]}'),
+    (RESPONSES, b'{"object":"response","status":"completed"}'),
+    (MESSAGES, b'{"type":"message"}'),
+    (MESSAGES, b'{"type":"message","content":null}'),
+]
+
+
+@pytest.mark.parametrize("client", Protocol)
+@pytest.mark.parametrize(("upstream", "body"), NO_CONTENT)
+def test_a_success_without_an_answer_in_it_is_the_upstreams_fault(
+    upstream: Protocol, body: bytes, client: Protocol
+) -> None:
+    """Neither a fault of our own nor an answer of nothing."""
+    for read_as in (translation(upstream, client).whole, translation(upstream, client).as_stream):
+        with pytest.raises(ProtocolError) as raised:
+            read_as(body)
+        assert raised.value.status_hint == 502

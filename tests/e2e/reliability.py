@@ -1,4 +1,4 @@
-"""`make reliability`: the security and storage tests of the reliability plan at full counts, and a table of them.
+"""`make reliability`: the tests of the reliability plan at full counts (security, storage, streams), as a table.
 
 make reliability                    # everything; takes about half an hour
 make reliability ARGS="A3 D1"       # these rows
@@ -42,6 +42,15 @@ ROWS: Final = {
     "D5": (f"{STORAGE}test_audit_writer.py", f"{STORAGE}test_audit_log.py", f"{STORAGE}test_database.py"),
     "D6": (f"{STORAGE}migrations",),
     "D7": (f"{E2E}test_interleavings.py", f"{E2E}test_reload.py", "-k", "not sixteen"),
+    "S1": (f"{E2E}test_event_streams.py", "-k", "test_s1"),
+    "S2": (f"{E2E}test_event_streams.py", "-k", "test_s2"),
+    "S3": (f"{E2E}test_event_streams.py", "-k", "test_s3"),
+    "S4": (f"{E2E}test_event_streams.py", "-k", "test_s4"),
+    "S5": (f"{E2E}test_bounded_memory.py", "-k", "test_s5"),
+    "S6": (f"{E2E}test_cut_streams.py",),
+    "S7": (f"{E2E}test_rewriting.py", "-k", "test_s7"),
+    "S8": (f"{E2E}test_rewriting.py", "-k", "test_s8"),
+    "S9": (f"{E2E}test_bounded_memory.py", "-k", "test_s9"),
 }
 
 

@@ -171,3 +171,17 @@ def test_thinking_is_off_where_the_conversation_does_not_allow_it(messages: tupl
     found = told(ReasoningRequest(ENABLED, None, 2000), messages=messages)
     assert found == ((budget(2000), None, []) if thinks else (None, None, [Change.ALTERED]))
     assert told(ReasoningRequest(ADAPTIVE), None, MESSAGES, messages=messages)[0] == {"type": "adaptive"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    ["claude-opus-4-20250514", "claude-opus-4-5-20251101", "claude-opus-5", "claude-sonnet-5", "claude-sonnet-4.6"],
+)
+def test_no_form_is_guessed_from_a_models_name(model: str) -> None:
+    """A date is no version, and tomorrow's names are nobody's to parse: only the model's record decides."""
+    for asked, thinking, effort in (
+        (ReasoningRequest(ENABLED, None, 3000), budget(3000), None),
+        (ReasoningRequest(ADAPTIVE, Effort.HIGH), {"type": "adaptive"}, "high"),
+        (ReasoningRequest(effort=Effort.MAX), None, "max"),
+    ):
+        assert told(asked, Target(model), MESSAGES) == (thinking, effort, [])
