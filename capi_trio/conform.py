@@ -19,16 +19,18 @@ from capi_core.protocols.registry import CODECS
 from capi_trio.upstream import UpstreamFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from capi_core.errors import Problem
     from capi_trio.upstream import UpstreamClient, UpstreamResponse
 
-__all__ = ["GATEWAY", "PROBES", "Probe", "Result", "run_probes"]
+__all__ = ["GATEWAY", "PROBES", "PROBE_S", "Probe", "Result", "judge_error", "judge_stream", "run_probes", "short_body"]
 
 GATEWAY: Final[Mapping[bool, str]] = {False: "gateway", True: "gateway-x-api-key"}
 """The client's names for the gateway: with the key as a bearer token, and as Anthropic's SDKs send it."""
 
-_PROBE_S: Final = 120.0
+PROBE_S: Final = 120.0
+"""A request is answered whole within these seconds."""
 _MAX_BYTES: Final = 16 * 1024 * 1024
 _MAX_ERROR_BYTES: Final = 1024 * 1024
 _SCHEMA: Final = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
@@ -136,25 +138,32 @@ async def _run(client: UpstreamClient, probe: Probe, model: str) -> Result:
     request = SendRequest(GATEWAY[speaks_messages], _OPERATIONS[probe.protocol], headers, body)
     violations: tuple[Violation, ...] = ()
     try:
-        with trio.fail_after(_PROBE_S):
+        with trio.fail_after(PROBE_S):
             async with client.request(request) as response:
-                violations = await (_judge_error(probe, response) if probe.fails else _judge(probe, response))
+                if probe.fails:
+                    violations, _ = await judge_error(probe.protocol, response)
+                else:
+                    violations = await judge_stream(probe.protocol, response)
     except UpstreamFailedError as error:
         return Result(probe.name, probe.protocol, (), unreachable=error.reason)
     except trio.TooSlowError:
-        return Result(probe.name, probe.protocol, (), unreachable=f"no whole answer within {_PROBE_S:.0f} s")
+        return Result(probe.name, probe.protocol, (), unreachable=f"no whole answer within {PROBE_S:.0f} s")
     return Result(probe.name, probe.protocol, violations)
 
 
-async def _judge(probe: Probe, response: UpstreamResponse) -> tuple[Violation, ...]:
+async def judge_stream(
+    protocol: Protocol, response: UpstreamResponse, hear: Callable[[bytes], None] = lambda _: None
+) -> tuple[Violation, ...]:
+    """What is wrong with the answer to a request that asked for a stream. `hear` is given its bytes as they come."""
     if response.status != 200:
         return (evolve(_STATUS(), message=f"{_STATUS.text}, not with {response.status}"),)
     media_type = (find(response.headers, b"content-type") or b"").partition(b";")[0].strip().lower()
     found = () if media_type == b"text/event-stream" else (_TYPE(),)
-    checker = checker_for(probe.protocol)
+    checker = checker_for(protocol)
     size = 0
     async for chunk in response.chunks():
         checker.receive_data(chunk)
+        hear(chunk)
         size += len(chunk)
         if size > _MAX_BYTES:
             return (*found, *checker.violations, _SIZE())
@@ -162,11 +171,20 @@ async def _judge(probe: Probe, response: UpstreamResponse) -> tuple[Violation, .
     return (*found, *checker.violations)
 
 
-async def _judge_error(probe: Probe, response: UpstreamResponse) -> tuple[Violation, ...]:
+async def judge_error(protocol: Protocol, response: UpstreamResponse) -> tuple[tuple[Violation, ...], Problem | None]:
+    """What is wrong with the answer to a request that has to fail, and the problem that it tells, if it tells one."""
+    body = await short_body(response)
+    if body is None:
+        return (_SIZE(),), None
+    problem = CODECS[protocol].decode_error(body, response.status)
+    return () if problem is not None and response.status >= 400 else (_ERROR(),), problem
+
+
+async def short_body(response: UpstreamResponse) -> bytes | None:
+    """A body that is no stream; `None` when it is larger than such a body has to be."""
     body = b""
     async for chunk in response.chunks():
         body += chunk
         if len(body) > _MAX_ERROR_BYTES:
-            return (_SIZE(),)
-    told = CODECS[probe.protocol].decode_error(body, response.status) is not None
-    return () if told and response.status >= 400 else (_ERROR(),)
+            return None
+    return body

@@ -15,6 +15,7 @@ from capi_trio.cli.backup import backup_command, restore_command
 from capi_trio.cli.config import config_commands
 from capi_trio.cli.conform import conform_command
 from capi_trio.cli.debug import debug_command
+from capi_trio.cli.doctor import doctor_command
 from capi_trio.cli.keys import keys_commands
 from capi_trio.cli.models import models_command
 from capi_trio.cli.run import demo_command, start_command
@@ -44,6 +45,7 @@ _COMMANDS = (
     setup_command,
     translate_command,
     conform_command,
+    doctor_command,
 )
 for command in _COMMANDS:
     main.add_command(command)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from capi_trio.conform import Result
 
-__all__ = ["conform_command"]
+__all__ = ["conform_command", "read_key"]
 
 _MAX_KEY_BYTES: Final = 8192
 
@@ -62,7 +62,7 @@ def conform_command(url: str, model: str, protocols: tuple[str, ...], key_file: 
     A few short requests are sent, which may cost money there. Exit code 1 when a rule is broken that clients rely on,
     or a request got no answer; 2 when none did.
     """
-    key = None if key_file is None else _read_key(key_file)
+    key = None if key_file is None else read_key(key_file)
     base = url.rstrip("/")
     targets = {name: UpstreamTarget(name, base, key, anthropic=anthropic) for anthropic, name in GATEWAY.items()}
     wanted = [Protocol(name) for name in protocols] or list(Protocol)
@@ -84,7 +84,8 @@ def _failed(result: Result) -> bool:
     return result.unreachable is not None or any(one.severity is Severity.MUST for one in result.violations)
 
 
-def _read_key(path: Path) -> Secret:
+def read_key(path: Path) -> Secret:
+    """The key in a file; ends the process when there is none."""
     try:
         with path.open("rb") as file:
             key = file.read(_MAX_KEY_BYTES + 1).decode("ascii").strip()
