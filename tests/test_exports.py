@@ -16,7 +16,8 @@ import capi_core
 # Module: the names in its `__all__`, sorted.
 PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.aliases": """
-        Alias Catalog Fallback ListedModel MayCall ModelRefusedError OutOfScopeError Resolution UpstreamModels anybody
+        Alias Catalog Fallback ListedModel MayCall ModelRefusedError OutOfScopeError Resolution UpstreamModels
+        anybody
     """,
     "capi_core.attempts": "Attempts Settings may_fall_back",
     "capi_core.audit": """
@@ -56,13 +57,35 @@ PUBLIC: Final[Mapping[str, str]] = {
         Settings StartResponse State
     """,
     "capi_core.failures": "failure_of own_problem",
+    "capi_core.fair_queue": "FairQueue Waiter",
     "capi_core.fidelity": "Change Entry Ledger",
     "capi_core.framing": "FramingError FramingFault FramingLimits FramingState Head RequestFraming",
-    "capi_core.headers": "Headers client_response_headers find upstream_request_headers",
+    "capi_core.gate": "Gate",
+    "capi_core.gate_events": """
+        Event GateLimits GateSnapshot GateState Granted PauseCause Queued Refusal Refused TicketState
+        problem_refused
+    """,
+    "capi_core.github": """
+        Account Authorized ClientTraits CopilotToken Denied DeviceFlow DeviceFlowEvent DeviceFlowState Endpoint
+        Expired Failed FlowFailure GITHUB GitHubHost GitHubRequest Initiator Quota QuotaReport Refresh
+        RefreshSchedule Refuse ShowCode TokenDecision TokenProblem TokenRefusal Use Wait has_images initiator_of
+        read_account read_copilot_token read_quota
+    """,
+    "capi_core.github.account": "Account read_account",
+    "capi_core.github.copilot_token": "CopilotToken TokenProblem TokenRefusal read_copilot_token",
+    "capi_core.github.device_flow": """
+        Authorized Denied DeviceFlow DeviceFlowEvent DeviceFlowState Expired Failed FlowFailure ShowCode Wait
+    """,
+    "capi_core.github.endpoints": "Endpoint GITHUB GitHubHost GitHubRequest base_url",
+    "capi_core.github.headers": "ClientTraits",
+    "capi_core.github.initiator": "Initiator has_images initiator_of",
+    "capi_core.github.quota": "CHAT COMPLETIONS PREMIUM_INTERACTIONS Quota QuotaReport read_quota",
+    "capi_core.github.refresh": "Refresh RefreshSchedule Refuse TokenDecision Use",
+    "capi_core.headers": "Headers client_response_headers find retry_after_s upstream_request_headers",
     "capi_core.keys": """
         Budget BudgetPeriod BudgetUnit DEBUG_MAX_MS FieldProblem KEY_PREFIX KeyDraft KeyEdit KeyRecord KeyState
-        Tier UNCHANGED Unchanged effective_rpm format_key hash_prefix is_well_formed key_hash mask_keys may_call
-        shown_hash validate
+        Tier UNCHANGED Unchanged changed effective_rpm format_key hash_prefix is_well_formed key_hash mask_keys
+        may_call shown_hash text_fault validate
     """,
     "capi_core.limits": "Buckets Granted RetryAfter TokenBucket problem_rate_limited",
     "capi_core.members": "JSONObject MemberRewriter MembersError decode",
