@@ -70,6 +70,8 @@ class Outcome(enum.Enum):
     """The key may not use this model."""
     REFUSED_RATE = "refused_rate"
     REFUSED_TOO_LARGE = "refused_too_large"
+    REFUSED_BUSY = "refused_busy"
+    """The upstream has as many requests in flight as it may, and the wait for a slot was over."""
 
 
 class Failure(enum.Enum):

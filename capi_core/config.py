@@ -99,6 +99,13 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How a Chat upstream calls the limit on an answer's tokens. Older servers only know `max_tokens`."""
     image_urls: bool = True
     """It takes images by URL. Off, a translated request that has one is refused."""
+    max_in_flight: Annotated[int, msgspec.Meta(ge=1, le=10_000)] | None = None
+    """How many requests may be under way at once; the others wait, each key in its turn. Unset: no cap."""
+    on_client_gone: Literal["cancel", "drain_to_usage"] = "cancel"
+    """What becomes of a running answer when its client leaves. `drain_to_usage`: it is read on, for nobody, so that the
+    upstream tells what it cost; its slot stays taken meanwhile."""
+    drain_max_s: _Seconds = 30.0
+    """How long at most, with `drain_to_usage`."""
     betas: tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,100}(?!\n)$")], ...] = ()
     """`anthropic-beta` values that go with each Messages request, besides the client's own."""
     api_key_env: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?!\n)$")] | None = None
@@ -150,6 +157,10 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     idle_connection_s: _Seconds = 75.0
     write_stall_s: _Seconds = 30.0
     """A client that takes no byte for this long is dropped."""
+    max_queued_per_identity: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 64
+    """How many requests may wait for an upstream with a cap; more are refused with 429."""
+    queue_timeout_s: _Seconds = 60.0
+    """How long a request may wait for a slot."""
     keep_alive_s: _Seconds = 15.0
     """Silence after which a waiting stream gets a comment."""
     requests_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300

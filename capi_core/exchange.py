@@ -190,6 +190,12 @@ class Exchange:
             return []
         return self._answer_problem(problem, outcome)
 
+    def no_slot(self, problem: Problem) -> list[Command]:
+        """The upstream takes no more requests at once, and the wait for its slot is over."""
+        if self._ended(State.REQUESTED, State.WAITING):
+            return []
+        return self._fall_back(problem.status) or self._answer_problem(problem, Outcome.REFUSED_BUSY)
+
     def receive_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> list[Command]:
         """The upstream's response head: names in any case, values as received."""
         if self._ended(State.REQUESTED, State.WAITING):

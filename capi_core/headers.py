@@ -7,12 +7,14 @@ request ids) is none of the client's. A list of what to strip would leak the nex
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Headers", "client_response_headers", "find", "upstream_request_headers"]
+__all__ = ["Headers", "client_response_headers", "find", "retry_after_s", "upstream_request_headers"]
 
 Headers = tuple[tuple[bytes, bytes], ...]
 """Header fields in wire order: names in lower case, values without surrounding white space."""
@@ -30,6 +32,37 @@ def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
         if field.lower() == name:
             return value
     return None
+
+
+# RFC 9110 5.6.7: the one form of a date that a sender may generate.
+_DATE: Final = re.compile(rb"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
+_MONTHS: Final = {name: at for at, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
+_SECONDS: Final = re.compile(rb"\d{1,9}(?:\.\d{1,9})?")
+"""With a fraction, which the RFC has not and servers send."""
+
+
+def retry_after_s(headers: Iterable[tuple[bytes, bytes]], now_s: float) -> float | None:
+    """How long an upstream wants to be left alone, in seconds; `None` when it does not say. Never negative.
+
+    `retry-after-ms`, which OpenAI's SDKs read first, or `retry-after` as seconds or as a date (RFC 9110 10.2.3).
+    `now_s`: seconds since epoch.
+    """
+    headers = tuple(headers)
+    milliseconds = (find(headers, b"retry-after-ms") or b"").strip()
+    if _SECONDS.fullmatch(milliseconds):
+        return float(milliseconds) / 1000
+    value = (find(headers, b"retry-after") or b"").strip()
+    if _SECONDS.fullmatch(value):
+        return float(value)
+    date = _DATE.fullmatch(value)
+    if date is None or date[2] not in _MONTHS:
+        return None
+    try:
+        day, hour, minute, second = map(int, date.group(1, 4, 5, 6))
+        moment = datetime(int(date[3]), _MONTHS[date[2]], day, hour, minute, second, tzinfo=UTC)
+    except ValueError:
+        return None
+    return max(0.0, moment.timestamp() - now_s)
 
 
 def upstream_request_headers(*, stream: bool, request_id: str) -> Headers:

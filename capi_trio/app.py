@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from capi_trio.access import Access, Door, OpenDoor
     from capi_trio.perimeter import Perimeter
     from capi_trio.relay import RelayResult
+    from capi_trio.seats import Seats
     from capi_trio.upstream import UpstreamClient
 
 __all__ = ["Gateway", "Snapshot"]
@@ -93,6 +94,7 @@ class Gateway:
         *,
         snapshot: Callable[[], Awaitable[Snapshot]],
         client: UpstreamClient,
+        seats: Seats,
         door: Door | OpenDoor,
         perimeter: Perimeter,
         ready: Callable[[], bool],
@@ -104,6 +106,7 @@ class Gateway:
         self._max_body_bytes = max_body_bytes
         self._snapshot = snapshot
         self._client = client
+        self._seats = seats
         self._door = door
         self._perimeter = perimeter
         self._sealed = sealed
@@ -202,6 +205,7 @@ class Gateway:
             receive=call.receive,
             send=call.send,
             timeouts=partial(_timeouts, snapshot.config),
+            take_seat=partial(self._seats.take, access.key.id),
             extra_headers=call.headers,
         )
         self._relays.add(relay)
@@ -247,6 +251,7 @@ class Gateway:
             stream=record.stream,
             first_byte_ms=_round(result.first_byte_ms),
             latency_ms=_round(result.latency_ms),
+            queue_ms=_round(result.queue_ms),
             upstream_failure=result.upstream_failure,
             usage_source=record.usage_source.value,
             **tokens,
@@ -383,7 +388,8 @@ def _wrong_method(allowed: str) -> Problem:
 def _timeouts(config: Config, upstream: str) -> RelayTimeouts:
     limits = config.upstreams[upstream]
     keep_alive_s = config.limits.keep_alive_s
-    return RelayTimeouts(limits.head_timeout_s, limits.idle_timeout_s, limits.total_timeout_s, keep_alive_s)
+    drain_s = limits.drain_max_s if limits.on_client_gone == "drain_to_usage" else 0.0
+    return RelayTimeouts(limits.head_timeout_s, limits.idle_timeout_s, limits.total_timeout_s, keep_alive_s, drain_s)
 
 
 def _round(milliseconds: float | None) -> float | None:

@@ -2,7 +2,7 @@
 
     watcher   waits for the client to leave, from before the upstream is asked until the answer is out
     timer     sends keep-alives into silence, and gives up on an upstream that stays silent
-    reader    asks the upstream and feeds the machine
+    reader    waits for a seat, asks the upstream and feeds the machine
     writer    sends everything that the machine has produced, in one go
 
 The reader appends to a small outbox and the writer empties it. While events come slower than they are sent, each leaves
@@ -15,6 +15,7 @@ Leaving the nursery closes the upstream's response, whatever the reason: a reque
 from __future__ import annotations
 
 import enum
+import math
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -24,15 +25,19 @@ from hypercorn.typing import HTTPResponseBodyEvent, HTTPResponseStartEvent
 
 from capi_core.exchange import EndResponse, Failure, Outcome, SendBody, SendRequest, StartResponse, State
 from capi_trio.logs import describe, get_logger
+from capi_trio.slots import SlotRefusedError
 from capi_trio.upstream import UpstreamFailedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 
     from capi_core.exchange import Command, Exchange, Record
     from capi_core.headers import Headers
+    from capi_trio.seats import Seat
+    from capi_trio.slots import Slot
     from capi_trio.upstream import UpstreamSource
 
 __all__ = ["Relay", "RelayResult", "RelayTimeouts"]
@@ -44,22 +49,38 @@ _LAST_BYTE_S: Final = 1.0
 
 @frozen
 class RelayTimeouts:
-    """Seconds. `head`: from the request to the upstream's response head; `idle`: between pieces of its body."""
+    """Seconds. `head`: from the request to the upstream's response head; `idle`: between pieces of its body.
+
+    `drain`: how long an answer is read on when its client has left, to hear what it cost; 0: not at all.
+    """
 
     head: float = 300.0
     idle: float = 300.0
     total: float = 3600.0
     keep_alive: float = 15.0
+    drain: float = 0.0
 
 
 @frozen
 class RelayResult:
-    """How it went: the machine's account, and what only a clock can tell, in ms. `None`: it never came to that."""
+    """How it went: the machine's account, and what only a clock can tell, in ms. `None`: it never came to that.
+
+    `queue_ms`: the wait for the slot of the last upstream that was asked; `None` where it has no cap.
+    """
 
     record: Record
     first_byte_ms: float | None
     latency_ms: float
     upstream_failure: str | None
+    queue_ms: float | None
+
+
+class _Phase(enum.Enum):
+    """Where the upstream is with the request."""
+
+    QUEUED = enum.auto()
+    ASKED = enum.auto()
+    ANSWERED = enum.auto()
 
 
 class _Outbox(enum.Enum):
@@ -76,7 +97,7 @@ _HANDED_OVER: Final = frozenset({_Outbox.SENDING_LAST, _Outbox.SENT})
 
 
 class Relay:
-    """Runs one `Exchange`. Use once. `timeouts`: of an upstream, by its name."""
+    """Runs one `Exchange`. Use once. `timeouts`: of an upstream, by its name; `take_seat`: a seat at it."""
 
     def __init__(
         self,
@@ -86,6 +107,7 @@ class Relay:
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,
         timeouts: Callable[[str], RelayTimeouts],
+        take_seat: Callable[[str], AbstractAsyncContextManager[Seat]],
         extra_headers: Headers,
     ) -> None:
         self._exchange = exchange
@@ -93,12 +115,17 @@ class Relay:
         self._receive = receive
         self._send = send
         self._timeouts_of = timeouts
+        self._take_seat = take_seat
         self._timeouts = RelayTimeouts()
         self._next: SendRequest | None = None
         self._extra_headers = extra_headers
         self._log = get_logger("relay")
         self._began = self._heard = trio.current_time()
-        self._head_seen = False
+        self._phase = _Phase.QUEUED
+        self._slot: Slot | None = None
+        self._asked_at: float | None = None
+        self._answered_at: float | None = None
+        self._nap = trio.CancelScope()
         self._first_byte: float | None = None
         self._asking = trio.CancelScope()
         self._aborted: Failure | None = None
@@ -110,6 +137,7 @@ class Relay:
         self._body_bytes = 0
         self._sending = False
         self._cut_short = False
+        self._drains = False
         self._to_write = trio.lowlevel.ParkingLot()
         self._room = trio.lowlevel.ParkingLot()
 
@@ -147,9 +175,13 @@ class Relay:
         while (await self._receive())["type"] != "http.disconnect":
             pass
         if self._outbox_state not in _HANDED_OVER:
-            self._exchange.client_gone()
             self._cut_short = self._unsent  # judged now: sends to a client that has left just return
-            everything.cancel()
+            if self._phase is _Phase.ANSWERED and self._timeouts.drain:
+                self._drains = True
+                self._asking.deadline = min(self._asking.deadline, trio.current_time() + self._timeouts.drain)
+            else:
+                self._exchange.client_gone()
+                everything.cancel()
 
     async def _watch_silence(self) -> None:
         """The idle deadline and the keep-alives, for the price of a look now and then instead of a scope per read."""
@@ -158,8 +190,7 @@ class Relay:
             now = trio.current_time()
             if self._sending or self._body_bytes > _OUTBOX_BYTES:  # the silence is the client's, and has its own limit
                 self._heard = now
-            patience = self._timeouts.idle if self._head_seen else self._timeouts.head
-            give_up = self._heard + patience
+            give_up = self._heard + self._patience
             if now >= give_up:
                 self._asking.cancel()
                 self._heard = now  # another upstream may be asked: its time begins now
@@ -169,38 +200,68 @@ class Relay:
                 self._emit(self._exchange.keep_alive())
                 kept_alive = now
                 continue
-            await trio.sleep_until(min(give_up, remind, now + self._timeouts.idle))
+            with trio.CancelScope(deadline=min(give_up, remind, now + self._timeouts.idle)) as self._nap:
+                await trio.sleep_forever()
+
+    @property
+    def _patience(self) -> float:
+        """How long the upstream may be silent now. The gate has its own limit on how long a request waits for a slot."""
+        match self._phase:
+            case _Phase.QUEUED:
+                return math.inf
+            case _Phase.ASKED:
+                return self._timeouts.head
+            case _Phase.ANSWERED:
+                return self._timeouts.idle
+
+    def _enter(self, phase: _Phase) -> None:
+        self._phase = phase
+        self._heard = trio.current_time()
+        self._nap.cancel()  # the watcher of silence looks at the new limit
 
     async def _ask(self, request: SendRequest) -> None:
         """Asks the upstream and feeds the machine, until it has all that it needs; then the next one, if it says so."""
         self._next = request
-        while self._next is not None:
+        while self._next is not None and not self._drains:
             request, self._next = self._next, None
             self._timeouts = self._timeouts_of(request.upstream)
-            self._head_seen = False
-            self._heard = trio.current_time()
+            self._enter(_Phase.QUEUED)
             self._failure, self._upstream_failure = Failure.TIMEOUT, None
             await self._ask_one(request)
+        if self._drains and self._exchange.state is not State.DONE:
+            self._exchange.client_gone()
+            self._emit([EndResponse()])  # so that the writer ends
 
     async def _ask_one(self, request: SendRequest) -> None:
-        with trio.CancelScope(deadline=self._began + self._timeouts.total) as self._asking:
+        with trio.CancelScope() as self._asking:
             if self._aborted is not None:
                 self._asking.cancel()
             try:
                 await self._read_response(request)
+            except SlotRefusedError as refused:
+                self._emit(self._exchange.no_slot(refused.problem))
             except UpstreamFailedError as error:
                 self._failure = error.failure
                 self._upstream_failure = error.reason
             except Exception as error:  # a fault of ours must not leave a client without an end
                 self._log.error("exchange_failed", **describe(error))
                 self._failure = Failure.INTERNAL
-        if self._exchange.state is not State.DONE and self._next is None:
+        if self._exchange.state is not State.DONE and self._next is None and not self._drains:
             self._emit(self._exchange.receive_failure(self._aborted or self._failure))
 
     async def _read_response(self, request: SendRequest) -> None:
-        async with self._client.request(request) as response:
-            self._head_seen = True
-            self._heard = trio.current_time()
+        async with self._take_seat(request.upstream) as seat:
+            self._slot = seat.slot
+            self._enter(_Phase.ASKED)
+            self._asked_at = self._heard
+            self._asking.deadline = self._heard + self._timeouts.total
+            await self._read_response_on(seat, request)
+
+    async def _read_response_on(self, seat: Seat, request: SendRequest) -> None:
+        async with self._client.request(request, seat.target) as response:
+            self._enter(_Phase.ANSWERED)
+            self._answered_at = self._heard
+            seat.heard(response.status, response.headers)
             self._emit(self._exchange.receive_head(response.status, response.headers))
             async for chunk in response.chunks():
                 self._heard = trio.current_time()
@@ -264,13 +325,27 @@ class Relay:
             await self._room.park()
 
     async def _send_head(self, head: StartResponse) -> None:
-        headers = [*head.headers, *self._extra_headers]
+        headers = [*head.headers, *self._extra_headers, self._timing()]
         await self._send(HTTPResponseStartEvent(type="http.response.start", status=head.status, headers=headers))
+
+    def _timing(self) -> tuple[bytes, bytes]:
+        """Where the time has gone until now, in ms: in the queue, at the upstream, here (W3C Server Timing)."""
+        now = trio.current_time()
+        queue = 0.0 if self._slot is None else self._slot.waited_s
+        upstream = 0.0 if self._asked_at is None else (self._answered_at or now) - self._asked_at
+        parts = [("capi", now - self._began - queue - upstream, "")]
+        if self._asked_at is not None:
+            parts.insert(0, ("upstream", upstream, ""))
+        if self._slot is not None:
+            parts.insert(0, ("queue", queue, f';desc="{self._slot.position}"'))
+        text = ", ".join(f"{name};dur={max(0.0, spent) * 1000:.1f}{more}" for name, spent, more in parts)
+        return b"server-timing", text.encode()
 
     def _result(self) -> RelayResult:
         record = self._exchange.record()
-        if self._cut_short and record.outcome is Outcome.OK:
+        if self._drains or (self._cut_short and record.outcome is Outcome.OK):
             record = attrs.evolve(record, outcome=Outcome.CLIENT_GONE)  # it left before it had everything
         first = None if self._first_byte is None else (self._first_byte - self._began) * 1000
         latency = (trio.current_time() - self._began) * 1000
-        return RelayResult(record, first, latency, self._upstream_failure)
+        queue_ms = None if self._slot is None else self._slot.waited_s * 1000
+        return RelayResult(record, first, latency, self._upstream_failure, queue_ms)

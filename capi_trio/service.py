@@ -36,6 +36,7 @@ from capi_trio.keyring import Keyring
 from capi_trio.logs import get_logger
 from capi_trio.operations import Operations, ServerStatus
 from capi_trio.request import SESSION_PATHS
+from capi_trio.seats import Seats
 from capi_trio.server import Server, listen
 from capi_trio.storage.audit_writer import open_audit_writer
 from capi_trio.storage.database import Mutation, open_database
@@ -170,7 +171,8 @@ class _Service:
             await self._audit_start()
             door = await self._open_door(background)
             keeper = CatalogKeeper(config, client)
-            server = self._gateway(client, keeper, door)
+            seats = Seats(client, config, now_s=lambda: now_ms() / 1000)
+            server = self._gateway(client, seats, keeper, door)
             background.start_soon(self._writer.run)
             background.start_soon(self._prune)
             background.start_soon(keeper.run)
@@ -185,7 +187,7 @@ class _Service:
             if options.database is not None:
                 background.start_soon(self.keyring.follow)
             if store is not None:
-                background.start_soon(store.watch, self._reloader(client, keeper, background))
+                background.start_soon(store.watch, self._reloader(client, seats, keeper, background))
             port = listener.socket.getsockname()[1]
             running = Running(
                 options.host, port, door.mode, self._demos, lambda: keeper.catalog, secure=options.tls is not None
@@ -195,7 +197,7 @@ class _Service:
             background.cancel_scope.cancel()
         return self._cut
 
-    def _gateway(self, client: UpstreamClient, keeper: CatalogKeeper, door: Door | OpenDoor) -> Server:
+    def _gateway(self, client: UpstreamClient, seats: Seats, keeper: CatalogKeeper, door: Door | OpenDoor) -> Server:
         options, limits = self._options, self._state.config.limits
 
         async def snapshot() -> Snapshot:
@@ -213,6 +215,7 @@ class _Service:
         gateway = Gateway(
             snapshot=snapshot,
             client=client,
+            seats=seats,
             door=door,
             perimeter=options.perimeter,
             ready=ready,
@@ -289,7 +292,7 @@ class _Service:
     # -- configuration ------------------------------------------------------------------------------------------
 
     def _reloader(
-        self, client: UpstreamClient, keeper: CatalogKeeper, background: trio.Nursery
+        self, client: UpstreamClient, seats: Seats, keeper: CatalogKeeper, background: trio.Nursery
     ) -> Callable[[Loaded], Awaitable[None]]:
         async def reload(loaded: Loaded) -> None:
             self._check_upstreams(loaded.config)
@@ -299,6 +302,7 @@ class _Service:
             except StorageError as error:  # what cannot be audited is not done
                 raise ConfigError((ConfigProblem("$", f"the change cannot be audited: {error}"),)) from error
             await self._use_upstreams(loaded.config, client, background)
+            seats.set_config(loaded.config)
             self._state.config = loaded.config
             waiting = restart_members(self._started, loaded.config)
             if waiting:

@@ -122,7 +122,9 @@ class UpstreamSource(Protocol):
     @property
     def secrets(self) -> tuple[bytes, ...]: ...
 
-    def request(self, request: SendRequest, /) -> AbstractAsyncContextManager[UpstreamResponse]: ...
+    def request(
+        self, request: SendRequest, target: UpstreamTarget | None = None, /
+    ) -> AbstractAsyncContextManager[UpstreamResponse]: ...
 
 
 class UpstreamClient:
@@ -175,12 +177,14 @@ class UpstreamClient:
         return tuple(target.api_key.reveal().encode() for target in self._targets.values() if target.api_key)
 
     @contextlib.asynccontextmanager
-    async def request(self, request: SendRequest) -> AsyncIterator[UpstreamResponse]:
+    async def request(
+        self, request: SendRequest, target: UpstreamTarget | None = None
+    ) -> AsyncIterator[UpstreamResponse]:
         """Sends `request`; the response is open inside the `async with`. Raises `UpstreamFailedError`.
 
-        Leaving the block, by whatever way, closes the upstream connection unless the response was read to its end.
+        `target`: where to, if not where the request's upstream is configured to be. Leaving the block, by whatever way, closes the upstream connection unless the response was read to its end.
         """
-        target = self.target(request.upstream)
+        target = target or self.target(request.upstream)
         headers = (*request.headers, *credential_headers(target))
         with _failures_mapped():
             async with self._stream(target, "POST", request.operation.value, headers, request.body) as response:

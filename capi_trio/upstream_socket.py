@@ -93,11 +93,14 @@ class SocketUpstream:
         return self._client.secrets
 
     @contextlib.asynccontextmanager
-    async def request(self, request: SendRequest) -> AsyncIterator[UpstreamResponse]:
+    async def request(
+        self, request: SendRequest, target: UpstreamTarget | None = None
+    ) -> AsyncIterator[UpstreamResponse]:
         """As `UpstreamClient.request`. Leaving the block ends a connection whose answer was not read to its end."""
-        answer = await self._over_socket(request)
+        target = target or self._client.target(request.upstream)
+        answer = await self._over_socket(request, target)
         if answer is None:
-            async with self._client.request(request) as response:
+            async with self._client.request(request, target) as response:
                 yield response
         elif isinstance(answer, UpstreamResponse):
             yield answer
@@ -107,9 +110,8 @@ class SocketUpstream:
             finally:
                 self._release(answer)
 
-    async def _over_socket(self, request: SendRequest) -> _Stream | UpstreamResponse | None:
+    async def _over_socket(self, request: SendRequest, target: UpstreamTarget) -> _Stream | UpstreamResponse | None:
         """The answer's begin; `None` when it has to be asked over HTTP, and nothing of it was sent yet."""
-        target = self._client.target(request.upstream)
         if not target.websocket or target in self._without or request.operation is not Operation.RESPONSES:
             return None
         headers = tuple(header for header in request.headers if header[0].lower() not in _OF_ONE_REQUEST)

@@ -1386,3 +1386,37 @@ def test_nobody_else_is_asked_once_the_client_has_something() -> None:
     assert running.receive_data(b'data: {"choices":[{"index":0,"delta":{"content":"Hi"}}]}\n\n')
     assert running.receive_failure(Failure.BROKEN)[-1] == EndResponse()
     assert running.record().failed_upstreams == ()
+
+
+# -- no slot -------------------------------------------------------------------------------------------------------
+
+FULL = Problem(429, "queue_full", "too many requests wait", retry_after_s=7)
+
+
+def test_who_gets_no_slot_is_told_when_to_come_back() -> None:
+    running = exchange()
+    running.receive_request(ASK.body)
+    start, body, end = running.no_slot(FULL)
+    assert isinstance(start, StartResponse)
+    assert isinstance(body, SendBody)
+    assert (start.status, end) == (429, EndResponse())
+    assert (b"retry-after", b"7") in start.headers
+    assert b'"queue_full"' in body.data
+    assert running.record().outcome is Outcome.REFUSED_BUSY
+    assert running.no_slot(FULL) == []
+
+
+def test_a_stream_that_was_kept_alive_in_the_queue_is_told_in_an_event() -> None:
+    running = exchange()
+    running.receive_request(ASK_STREAM.body)
+    running.keep_alive()
+    (body, _) = running.no_slot(FULL)
+    assert isinstance(body, SendBody)
+    assert b'"queue_full"' in body.data
+
+
+def test_where_there_is_no_slot_another_upstream_may_have_one() -> None:
+    running, _ = spare_exchange()
+    assert next_upstream(running.no_slot(FULL)) == "other"
+    with pytest.raises(LocalError):
+        exchange().no_slot(FULL)

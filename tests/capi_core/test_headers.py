@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capi_core.headers import client_response_headers, find, upstream_request_headers
+from capi_core.headers import client_response_headers, find, retry_after_s, upstream_request_headers
 
 ALLOWED = {b"retry-after", b"retry-after-ms", b"x-should-retry"}
 
@@ -74,3 +74,29 @@ def test_find_takes_the_first_of_a_name_in_any_case() -> None:
     headers = [(b"A", b"1"), (b"Content-Type", b"x"), (b"content-type", b"y")]
     assert find(headers, b"content-type") == b"x"
     assert find(headers, b"accept") is None
+
+
+@pytest.mark.parametrize(
+    ("given_headers", "expected"),
+    [
+        ([], None),
+        ([(b"Retry-After", b"20")], 20),
+        ([(b"retry-after", b" 1.5 ")], 1.5),
+        ([(b"retry-after", b"0")], 0),
+        ([(b"retry-after", b"20"), (b"retry-after-ms", b"1500")], 1.5),
+        ([(b"retry-after-ms", b"soon"), (b"retry-after", b"3")], 3),
+        ([(b"retry-after", b"Thu, 01 Jan 1970 00:02:00 GMT")], 20),
+        ([(b"retry-after", b"Thu, 01 Jan 1970 00:00:01 GMT")], 0),
+        ([(b"retry-after", b"Thu, 31 Feb 2026 00:00:01 GMT")], None),
+        ([(b"retry-after", b"Thu, 01 Nix 1970 00:02:00 GMT")], None),
+        ([(b"retry-after", b"-5")], None),
+        ([(b"retry-after", b"1e9")], None),
+        ([(b"retry-after", b"9999999999")], None),
+        ([(b"retry-after", "\u0663".encode())], None),
+    ],
+)
+def test_how_long_an_upstream_wants_to_be_left_alone(
+    given_headers: list[tuple[bytes, bytes]], expected: float | None
+) -> None:
+    """RFC 9110 10.2.3; what cannot be read says nothing."""
+    assert retry_after_s(given_headers, now_s=100) == expected

@@ -25,6 +25,7 @@ from capi_core.limits import RetryAfter, problem_rate_limited
 from capi_trio.access import Access, Door, OpenDoor
 from capi_trio.app import Gateway, Snapshot
 from capi_trio.perimeter import Perimeter
+from capi_trio.seats import Seats
 from tests.support import fakes
 from tests.support.asgi_harness import Client, Response
 from tests.support.fakes import DONE, FakeUpstream, Reply, chunk, finish
@@ -68,6 +69,7 @@ class World:
         return Gateway(
             snapshot=snapshot,
             client=self.asking,
+            seats=Seats(self.asking, self.config, now_s=lambda: 0.0),
             door=self.door,
             perimeter=Perimeter(),
             ready=lambda: self.is_ready,
@@ -388,6 +390,7 @@ async def test_a_chat_goes_to_the_aliass_upstream_and_its_answer_comes_back(auto
         "stream": False,
         "first_byte_ms": 0.0,
         "latency_ms": 0.0,
+        "queue_ms": None,
         "upstream_failure": None,
         "usage_source": "upstream_final",
         "tokens_uncached_input": 3,

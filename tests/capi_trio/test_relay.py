@@ -5,6 +5,7 @@ Both neighbours are fakes on a virtual clock; the machine is the real one.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 import httpx
@@ -19,10 +20,12 @@ from trio.testing import MockClock
 from typing_extensions import override
 
 from capi_core.aliases import Alias, Catalog, Fallback, UpstreamModels
+from capi_core.config import Config, LimitsConfig, UpstreamConfig
 from capi_core.errors import Problem
 from capi_core.exchange import Command, Exchange, Failure, Operation, Outcome, SendBody, Settings, State
 from capi_core.usage import Usage, UsageSource
 from capi_trio.relay import Relay, RelayResult, RelayTimeouts
+from capi_trio.seats import Seats
 from tests.support import fakes
 from tests.support.fakes import DONE, FakePeer, FakeUpstream, Reply, Step, chunk, finish
 
@@ -58,6 +61,7 @@ class Play:
             receive=self.peer.receive,
             send=self.peer.send,
             timeouts=lambda upstream: timeouts or RelayTimeouts(),
+            take_seat=partial(Seats(self.asking, Config(), now_s=lambda: 0.0).take, "key"),
             extra_headers=((b"x-request-id", b"req_1"),),
         )
 
@@ -89,6 +93,19 @@ class Play:
     @property
     def closed_at(self) -> float | None:
         return self.up.asked[0].closed_at
+
+
+def relay_of(play: Play, timeouts: Callable[[str], RelayTimeouts], book: Seats | None = None) -> Relay:
+    """Another relay of the same parts."""
+    return Relay(
+        play.exchange,
+        play.asking,
+        receive=play.peer.receive,
+        send=play.peer.send,
+        timeouts=timeouts,
+        take_seat=partial((book or Seats(play.asking, Config(), now_s=lambda: 0.0)).take, "key"),
+        extra_headers=(),
+    )
 
 
 class _Error(msgspec.Struct):
@@ -439,6 +456,134 @@ async def test_stopping_after_the_last_event_changes_nothing(autojump_clock: Moc
     assert play.peer.complete
 
 
+# -- the queue -----------------------------------------------------------------------------------------------------
+
+
+def queued_play(book: Seats, reply: Reply | Exception, *, stream: bool = True) -> Play:
+    play = Play(reply, stream=stream)
+    play.relay = relay_of(play, lambda upstream: RelayTimeouts(head=5, idle=5), book)
+    return play
+
+
+def one_at_a_time(queue_timeout_s: float = 60.0) -> Seats:
+    up = UpstreamConfig(kind="openai", base_url="http://up.test/v1", max_in_flight=1)
+    config = Config(upstreams={"up": up}, limits=LimitsConfig(queue_timeout_s=queue_timeout_s))
+    return Seats(fakes.client(FakeUpstream(Reply())), config, now_s=lambda: 0.0)
+
+
+async def taken(book: Seats, for_s: float) -> None:
+    async with book.take("other", "up"):
+        await trio.sleep(for_s)
+
+
+async def test_a_client_that_waits_for_a_slot_is_kept_alive_and_then_served(autojump_clock: MockClock) -> None:
+    """The wait is nobody's silence: the upstream's time begins when it is asked."""
+    book = one_at_a_time()
+    play = queued_play(book, Reply([4.0, chunk("a"), finish(), DONE]))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taken, book, 40.0)
+        await trio.testing.wait_all_tasks_blocked()
+        result = await play.run()
+    assert result.record.outcome is Outcome.OK
+    assert result.queue_ms == 40_000
+    assert [at for at, data in play.peer.pieces if data == KEEP_ALIVE] == [15, 30]
+    assert fakes.texts(play.peer.body) == "a"
+
+
+async def test_a_short_wait_is_told_in_the_head(autojump_clock: MockClock) -> None:
+    book = one_at_a_time()
+    play = queued_play(book, fakes.json_reply(fakes.chat_answer(), head_after=2.0), stream=False)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taken, book, 3.0)
+        await trio.testing.wait_all_tasks_blocked()
+        await play.run()
+    assert play.peer.headers[b"server-timing"] == b'queue;dur=3000.0;desc="1", upstream;dur=2000.0, capi;dur=0.0'
+
+
+@pytest.mark.parametrize(("stream", "status"), [(True, 200), (False, 429)])
+async def test_a_wait_has_its_end(autojump_clock: MockClock, stream: bool, status: int) -> None:
+    book = one_at_a_time(queue_timeout_s=20.0)
+    play = queued_play(book, Reply([chunk("never")]), stream=stream)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taken, book, 100.0)
+        await trio.testing.wait_all_tasks_blocked()
+        result = await play.run()
+        assert trio.current_time() == 20
+        nursery.cancel_scope.cancel()
+    assert (result.record.outcome, play.peer.status) == (Outcome.REFUSED_BUSY, status)
+    assert error_code(play) == "queue_timeout"
+    assert play.up.asked == []
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_who_leaves_or_is_stopped_in_the_queue_asks_nobody(autojump_clock: MockClock, leaves: bool) -> None:
+    book = one_at_a_time()
+    play = queued_play(book, Reply([chunk("never")]))
+    act = play.peer.leave if leaves else lambda: play.relay.abort(Failure.SHUTDOWN)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(taken, book, 100.0)
+        await trio.testing.wait_all_tasks_blocked()
+        result = await play.run_until(5, act)
+        assert trio.current_time() == 5
+        assert book.snapshots()["up"].queued == {}
+        nursery.cancel_scope.cancel()
+    assert result.record.outcome is (Outcome.CLIENT_GONE if leaves else Outcome.SHUTDOWN)
+    assert play.up.asked == []
+
+
+async def test_a_slot_is_free_again_after_each_end(autojump_clock: MockClock) -> None:
+    book = one_at_a_time()
+    whole, broken, silent = (
+        Reply([chunk("a"), finish(), DONE]),
+        Reply([httpx.ReadError("x")]),
+        Reply(head_after=math.inf),
+    )
+    for reply in (whole, broken, httpx.ConnectError("x"), silent):
+        await queued_play(book, reply).run()
+    gone = queued_play(book, Reply([chunk("a"), math.inf]))
+    await gone.run_until(trio.current_time() + 1, gone.peer.leave)
+    snapshot = book.snapshots()["up"]
+    assert (dict(snapshot.in_flight), snapshot.released, snapshot.repeated) == ({}, 5, 0)
+
+
+# -- reading on for the bill ---------------------------------------------------------------------------------------
+
+DRAINING: Final = RelayTimeouts(head=100, idle=100, drain=30)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_may_be_read_on_to_hear_what_it_cost(autojump_clock: MockClock, stream: bool) -> None:
+    script: list[Step] = [chunk("a"), 9.0, finish(), fakes.usage(3, 4), DONE]
+    document: list[Step] = [b"{", 9.0, msgspec.json.encode(fakes.chat_answer())[1:]]
+    reply = Reply(script) if stream else Reply(document, headers=(("content-type", "application/json"),))
+    play = Play(reply, stream=stream, timeouts=DRAINING)
+    result = await play.run_until(2, play.peer.leave)
+    assert result.record.outcome is Outcome.CLIENT_GONE
+    assert result.record.usage is not None
+    assert result.record.usage.output == 4
+    assert play.closed_at == 9
+
+
+@pytest.mark.parametrize("second", [Reply([chunk("never")]), httpx.ConnectError("x")])
+@pytest.mark.parametrize(
+    ("script", "ends"),
+    [([chunk("a"), math.inf], 32), ([chunk("a"), 7.0, httpx.ReadError("x")], 7), ([7.0, httpx.ReadError("x")], 7)],
+)
+async def test_it_is_not_read_for_long_and_nobody_else_is_asked(
+    autojump_clock: MockClock, second: Reply | Exception, script: list[Step], ends: float
+) -> None:
+    play = spare_play(Reply(script), second)
+    play.relay = relay_of(play, lambda upstream: DRAINING)
+    result = await play.run_until(2, play.peer.leave)
+    assert (result.record.outcome, play.closed_at, len(play.up.asked)) == (Outcome.CLIENT_GONE, ends, 1)
+
+
+async def test_what_was_not_answered_yet_is_not_waited_for(autojump_clock: MockClock) -> None:
+    play = Play(Reply(head_after=20.0), timeouts=DRAINING)
+    await play.run_until(2, play.peer.leave)
+    assert trio.current_time() == 2
+
+
 # -- another upstream ----------------------------------------------------------------------------------------------
 
 SPARE: Final = Catalog(
@@ -451,14 +596,8 @@ def spare_play(*replies: Reply | Exception, stream: bool = True) -> Play:
     play = Play(replies[0], stream=stream, exchange=Exchange(Operation.CHAT, Settings(SPARE), request_id="req_1"))
     play.up = FakeUpstream(*replies)
     play.asking = fakes.client(play.up, "up", "spare")
-    play.relay = Relay(
-        play.exchange,
-        play.asking,
-        receive=play.peer.receive,
-        send=play.peer.send,
-        timeouts=lambda upstream: RelayTimeouts(head=5, idle=5, keep_alive=60) if upstream == "up" else RelayTimeouts(),
-        extra_headers=(),
-    )
+    first = RelayTimeouts(head=5, idle=5, keep_alive=60)
+    play.relay = relay_of(play, lambda upstream: first if upstream == "up" else RelayTimeouts())
     return play
 
 

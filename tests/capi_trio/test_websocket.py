@@ -24,6 +24,7 @@ from capi_trio.access import Access, OpenDoor
 from capi_trio.app import Gateway, Snapshot
 from capi_trio.perimeter import Perimeter
 from capi_trio.request import SESSION_PATHS
+from capi_trio.seats import Seats
 from tests.support import fakes
 from tests.support.fakes import FakeUpstream, Reply
 from tests.support.guarded_harness import Guarded, connect, request_ids
@@ -70,6 +71,7 @@ class World:
         self.gateway = Gateway(
             snapshot=self.snapshot,
             client=self.asking,
+            seats=Seats(self.asking, self.config, now_s=lambda: 0.0),
             door=self.door,
             perimeter=Perimeter(),
             ready=lambda: True,
