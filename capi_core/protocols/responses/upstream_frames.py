@@ -124,4 +124,4 @@ def read_frame(message: str | bytes) -> UpstreamFrame:
 
 
 def _broken(why: str) -> ProtocolError:
-    return ProtocolError(f"a frame of the upstream {why}", code="invalid_frame", status_hint=502)
+    return ProtocolError(f"a frame of the upstream {why}", code="upstream_garbage", status_hint=502)
