@@ -110,7 +110,7 @@ def test_these_events_complete_an_answer(kind: str) -> None:
 def test_what_is_no_event_is_refused_without_being_quoted(message: str | bytes) -> None:
     with pytest.raises(ProtocolError, match=r"^a frame of the upstream (is not|has a type)") as raised:
         read_frame(message)
-    assert (raised.value.code, raised.value.status_hint) == ("invalid_frame", 502)
+    assert (raised.value.code, raised.value.status_hint) == ("upstream_garbage", 502)
 
 
 def test_a_frame_shows_its_type_only() -> None:
