@@ -13,6 +13,7 @@ Nothing here thinks, and nothing here is random: the same request gets the same 
   `messages_request`, `messages`; `responses_request`, `response_object`, `responses`; `embeddings`. They share
   nothing with the gateway's own codecs, so that a mistake there meets a peer that does not make it too.
 - `socket`: Responses over a WebSocket, which remembers what was said on it.
+- `github`: GitHub itself: linking an account, Copilot tokens and quota, with every trouble that it can make.
 - `app`: the ASGI application: routes, bodies, disconnects; `records`: what tests read of a request that ended.
 
 Another protocol is more modules beside these and one more line in `app`'s table of routes.

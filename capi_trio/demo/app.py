@@ -32,6 +32,7 @@ from capi_trio.demo.answers import (
     json_answer,
     refusal,
 )
+from capi_trio.demo.github import DemoGitHub, is_copilot_token
 from capi_trio.demo.records import Outcome, RequestRecord
 from capi_trio.demo.socket import Socket, turn_away
 
@@ -101,7 +102,8 @@ class DemoProvider:
     `clock` gives Unix seconds; `new_id` a new id that starts with the prefix it is given. With `api_key`, requests
     need it as their Bearer token or `x-api-key`. `pace_s` is the pause between content events of a stream, in
     seconds, unless the request says otherwise. Without `websocket`, a handshake is answered with 426, at which
-    clients turn to HTTP. `requests` holds the latest `kept_records` requests that ended; `active` is how many are in
+    clients turn to HTTP. With `github` it is a GitHub and its Copilot, too: a request with a Copilot token is let in as
+    Copilot does. `requests` holds the latest `kept_records` requests that ended; `active` is how many are in
     progress, `sockets` how many WebSockets are open.
 
     Nothing is raised out of a request but `ResetConnectionError`, and that only because the client asked for it.
@@ -117,11 +119,13 @@ class DemoProvider:
         kept_records: int = _KEPT_RECORDS,
         max_body_bytes: int = _MAX_BODY_BYTES,
         websocket: bool = True,
+        github: DemoGitHub | None = None,
     ) -> None:
         self._world = World(clock, new_id or IdCounter(), pace_s)
         self._api_key = api_key
         self._max_body_bytes = max_body_bytes
         self._websocket = websocket
+        self._github = github
         self._changed = trio.Event()
         self.active = 0
         self.sockets = 0
@@ -182,6 +186,8 @@ class DemoProvider:
         self._changed = trio.Event()
 
     def _answer(self, request: Request) -> Answer:
+        if self._github is not None and (told := self._github.answer(request, self._world)) is not None:
+            return told
         path, route = _route_of(request)
         try:
             if path != _HEALTH:
@@ -204,6 +210,9 @@ class DemoProvider:
             raise Refused.because(message, "websocket_not_supported", status=426)
 
     def _authenticate(self, request: Request) -> None:
+        if self._github is not None and is_copilot_token(request.header(b"authorization")):
+            self._github.admit(request, self._world.clock())
+            return
         if self._api_key is None:
             return
         # Of both, Anthropic heeds the header of its own.

@@ -22,7 +22,7 @@ from attrs import define, frozen
 
 from capi_trio.demo.answers import Answer, Refused, Request, World, Write, json_answer
 
-__all__ = ["CLIENT_ID", "Call", "Decision", "DemoGitHub", "Trouble"]
+__all__ = ["CLIENT_ID", "Call", "Decision", "DemoGitHub", "Trouble", "is_copilot_token"]
 
 CLIENT_ID: Final = "Iv1.demo00000000demo"
 _GRANT_TYPE: Final = "urn:ietf:params:oauth:grant-type:device_code"
@@ -121,6 +121,11 @@ class _Seat:
 
     login: str
     expires_at: float
+
+
+def is_copilot_token(authorization: bytes | None) -> bool:
+    """Whether an `authorization` header has what looks like a Copilot token, be it live or not."""
+    return (authorization or b"").lower().startswith(b"bearer tid=")
 
 
 class DemoGitHub:

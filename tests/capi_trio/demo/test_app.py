@@ -21,6 +21,7 @@ from capi_trio.asgi import ResetConnectionError
 from capi_trio.demo import DemoProvider, IdCounter, Outcome
 from capi_trio.demo.answers import Request
 from capi_trio.demo.catalog import MODELS
+from capi_trio.demo.github import DemoGitHub
 from tests.support.asgi_harness import connect
 
 HI = [{"role": "user", "content": "hi"}]
@@ -410,3 +411,24 @@ async def test_any_json_gets_an_answer_and_never_an_exception(
 
 def test_a_request_does_not_show_its_headers_or_body() -> None:
     assert "secret" not in repr(Request("GET", "/", ((b"a", b"secret"),), b"secret"))
+
+
+async def test_a_demo_with_github_lets_copilot_tokens_in_and_api_keys_as_before(autojump_clock: MockClock) -> None:
+    github = DemoGitHub(base_url="http://demo.test")
+    provider = DemoProvider(lambda: 1000.0, github=github, api_key="sk-demo")
+    github.link("ghu_alice", "alice")
+    copilot = [("editor-version", "x/1"), ("copilot-integration-id", "y")]
+    async with connect(provider) as client:
+        alice = [("authorization", "token ghu_alice"), ("user-agent", "capi/1")]
+        told = await client.request("GET", "/copilot_internal/v2/token", headers=alice)
+        token = msgspec.json.decode(told.body, type=dict[str, object])["token"]
+        assert isinstance(token, str)
+        for authorization, more, status in (
+            (f"Bearer {token}", copilot, 200),
+            (f"Bearer {token}", [], 400),
+            ("Bearer tid=dead", copilot, 401),
+            ("Bearer sk-demo", [], 200),
+            ("Bearer other", [], 401),
+        ):
+            response = await client.request("GET", "/models", headers=[("authorization", authorization), *more])
+            assert response.status == status, authorization
