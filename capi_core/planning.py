@@ -17,6 +17,7 @@ from capi_core import headers as header_rules
 from capi_core.commands import Operation
 from capi_core.errors import ProtocolError
 from capi_core.fidelity import Ledger
+from capi_core.github.initiator import has_images, initiator_of
 from capi_core.members import decode
 from capi_core.protocols import embeddings, openai
 from capi_core.protocols.chat.passthrough import ChatRequest
@@ -25,6 +26,7 @@ from capi_core.protocols.kinds import Protocol as Wire
 from capi_core.protocols.messages.versions import merge_betas, upstream_version
 from capi_core.protocols.reading import shown_path
 from capi_core.protocols.registry import CODECS
+from capi_core.protocols.responses.row import RESPONSES_WITHOUT_IDS
 from capi_core.routing import UpstreamTraits, choose_protocol, model_facts, target_for
 from capi_core.tool_names import ToolNames
 from capi_core.translation import Translation
@@ -200,13 +202,13 @@ class Planner:
         facts = model_facts(record)
         upstream = choose_protocol(client, facts, traits)
         if upstream is client:
-            return self._pass_through(client, request, resolution, traits)
+            return self._pass_through(client, request, resolution, traits, self._seat_headers(client, request, traits))
         return self._translate(client, upstream, request, resolution, facts, traits)
 
     def pass_count(self, request: ClientRequest, resolution: Resolution, traits: UpstreamTraits) -> Plan:
         """POST /messages/count_tokens as it is. Its answer is a document whatever the request says of streams."""
         return self._pass_through(
-            Wire.MESSAGES, evolve(request, stream=False), resolution, traits, Operation.COUNT_TOKENS
+            Wire.MESSAGES, evolve(request, stream=False), resolution, traits, operation=Operation.COUNT_TOKENS
         )
 
     def _pass_through(
@@ -215,9 +217,10 @@ class Planner:
         request: ClientRequest,
         resolution: Resolution,
         traits: UpstreamTraits,
+        seat_headers: Headers = (),
         operation: Operation | None = None,
     ) -> Plan:
-        codec = CODECS[protocol]
+        codec = RESPONSES_WITHOUT_IDS if traits.copilot and protocol is Wire.RESPONSES else CODECS[protocol]
         passage = codec.pass_through(
             request,
             upstream_model=resolution.upstream_model,
@@ -229,7 +232,7 @@ class Planner:
         answers = _Passed(
             codec, self._envelope(request, resolution), resolution.upstream_model, passage.machine, choices
         )
-        extra = self._protocol_headers(protocol, traits, translated=False)
+        extra = (*self._protocol_headers(protocol, traits, translated=False), *seat_headers)
         return self._plan(
             resolution, operation or _OPERATIONS[protocol], passage.body, answers, extra, stream=request.stream
         )
@@ -259,7 +262,10 @@ class Planner:
             stop=conversation.stop if emulated else (),
         )
         machine = translation.stream(max_event_bytes=self.max_event_bytes) if request.stream else None
-        extra = self._protocol_headers(upstream, traits, translated=True)
+        extra = (
+            *self._protocol_headers(upstream, traits, translated=True),
+            *self._seat_headers(client, request, traits),
+        )
         answers = _Translated(translation, machine)
         return self._plan(resolution, _OPERATIONS[upstream], encoded.body, answers, extra, stream=request.stream)
 
@@ -284,6 +290,15 @@ class Planner:
             include_usage=request.asks_usage,
             request=request.document,
         )
+
+    @staticmethod
+    def _seat_headers(client: Wire, request: ClientRequest, traits: UpstreamTraits) -> Headers:
+        """What Copilot is told of a request: who began it, which decides what it costs, and whether it has images."""
+        if not traits.copilot:
+            return ()
+        document = request.document
+        begun: Headers = ((b"x-initiator", initiator_of(client, document).value.encode()),)
+        return (*begun, (b"copilot-vision-request", b"true")) if has_images(client, document) else begun
 
     def _protocol_headers(self, upstream: Wire, traits: UpstreamTraits, *, translated: bool) -> Headers:
         """What a Messages upstream needs besides: the version of the protocol, and the betas in use (wire.md 0.1)."""

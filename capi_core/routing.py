@@ -29,7 +29,8 @@ class UpstreamTraits:
     """What the configuration says of an upstream.
 
     `protocols`: those it speaks. `count_tokens`: it counts tokens for Messages. `strict_fidelity`: a translation that
-    loses something is refused. `betas`: `anthropic-beta` values that go with every Messages request.
+    loses something is refused. `betas`: `anthropic-beta` values that go with every Messages request. `copilot`: it is
+    GitHub Copilot, which wants to be told who began a request, and takes no item ids of other seats (wire.md 1.8).
     """
 
     protocols: tuple[Protocol, ...] = (Protocol.CHAT,)
@@ -40,6 +41,7 @@ class UpstreamTraits:
     max_tokens_member: str = "max_completion_tokens"
     image_urls: bool = True
     betas: tuple[str, ...] = ()
+    copilot: bool = False
 
 
 @frozen

@@ -343,3 +343,43 @@ def test_an_error_in_a_stream_means_a_status(client: Protocol, upstream: Protoco
 def test_an_error_that_says_nothing_is_the_upstreams_fault(client: Protocol, upstream: Protocol) -> None:
     for stream in (False, True):
         assert plan(client, upstream, stream=stream).answers.error_status(b"{}") == 502
+
+
+# --- Copilot ---
+
+
+def seat(*protocols: Protocol) -> UpstreamTraits:
+    return UpstreamTraits(protocols=protocols, copilot=True)
+
+
+@pytest.mark.parametrize(("client", "upstream"), PAIRS)
+def test_copilot_is_told_who_began_a_request(client: Protocol, upstream: Protocol) -> None:
+    """By the client's own words, in whatever protocol they are asked."""
+    asked = plan(client, upstream, traits=seat(upstream))
+    assert find(asked.headers, b"x-initiator") == b"user"
+    assert find(asked.headers, b"copilot-vision-request") is None
+    assert find(plan(client, upstream).headers, b"x-initiator") is None
+
+
+def test_copilot_is_told_of_a_tools_result_and_of_images() -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}
+    turns = [
+        {"role": "user", "content": [image]},
+        {
+            "role": "assistant",
+            "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+        },
+        {"role": "tool", "tool_call_id": "c", "content": "done"},
+    ]
+    for upstream in Protocol:
+        asked = plan(CHAT, upstream, traits=seat(upstream), messages=turns)
+        assert find(asked.headers, b"x-initiator") == b"agent"
+        assert find(asked.headers, b"copilot-vision-request") == b"true"
+
+
+def test_item_ids_of_another_seat_do_not_go_to_copilot() -> None:
+    """They belong to the account that made them (wire.md 1.8)."""
+    said = {"type": "message", "id": "msg_1", "role": "assistant", "content": [{"type": "output_text", "text": "x"}]}
+    given = [said, {"type": "message", "role": "user", "content": "y"}]
+    assert "msg_1" in plan(RESPONSES, RESPONSES, input=given).body.decode()
+    assert "msg_1" not in plan(RESPONSES, RESPONSES, traits=seat(RESPONSES), input=given).body.decode()
