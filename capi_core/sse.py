@@ -171,6 +171,27 @@ class SSEDecoder:
             self._refuse()
         return events
 
+    def peek(self, data: bytes) -> bytes:
+        """All blocks that `data` would complete, in one piece, where that is plain to see; `b""` where it is not.
+
+        For a reader that can judge many events at once: if it wants them, `take` follows with the same `data`, else
+        `feed`. Nothing is taken, and whatever is odd (a CR, a byte order mark, a block that may be too long, the end of
+        the stream) is left to `feed`. What is given starts a block and ends with LF LF.
+        """
+        if self._state is not _OPEN or self._at_start or _CR in data:
+            return b""
+        end = data.rfind(b"\n\n") + 2
+        if end < 2 or len(self._pending) + len(data) > self._limit:
+            return b""
+        if not self._pending:
+            return data[:end]
+        run = bytes(self._pending) + data[:end]
+        return b"" if _CR in run else run
+
+    def take(self, data: bytes) -> None:
+        """Takes `data`, of which `peek` gave the blocks."""
+        self._pending[:] = data[data.rfind(b"\n\n") + 2 :]
+
     def finish(self, *, lenient: bool = False) -> list[Event]:
         """Takes the end of the stream; returns the event, if any, that only the end completes.
 

@@ -98,12 +98,15 @@ PUBLIC: Final[Mapping[str, str]] = {
         CHUNK CallPart Choice Chunk FINISH_REASONS Message read_annotation
     """,
     "capi_core.protocols.chat.call_reader": "CallReader",
+    "capi_core.protocols.chat.call_repair": "CallRepair",
+    "capi_core.protocols.chat.chunk_repair": "Identity is_nameless read_identity without_repeated",
     "capi_core.protocols.chat.errors": "UNREADABLE decode_error encode_error",
     "capi_core.protocols.chat.message_decoder": "read_messages",
     "capi_core.protocols.chat.message_encoder": "MessageEncoder",
     "capi_core.protocols.chat.passthrough": """
         ChatRequest ChatStream StreamState encode_request pass_through read
     """,
+    "capi_core.protocols.chat.quiet_chunks": "pass_quiet",
     "capi_core.protocols.chat.replay": "own_messages",
     "capi_core.protocols.chat.reply": "decode_reply encode_reply pass_answer",
     "capi_core.protocols.chat.request_decoder": "decode_request",
@@ -152,6 +155,8 @@ PUBLIC: Final[Mapping[str, str]] = {
         required_model says_error
     """,
     "capi_core.protocols.openai_requests": "short_identity taken_effort wanted_effort",
+    "capi_core.protocols.passage": "DONE_MARK PassedStream field_names with_data",
+    "capi_core.protocols.quiet": "Quiet QuietReader",
     "capi_core.protocols.reading": "EventReader invalid is_json read_json shown_path untranslatable",
     "capi_core.protocols.registry": "CODECS",
     "capi_core.protocols.responses.errors": "ErrorBody decode_error encode_error problem_of response_code",
@@ -167,6 +172,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.protocols.responses.request_encoder": "encode_request",
     "capi_core.protocols.responses.response_object": "INCOMPLETE ResponseObject",
     "capi_core.protocols.responses.row": "RESPONSES RESPONSES_WITHOUT_IDS ResponsesCodec",
+    "capi_core.protocols.responses.spoken": "PartKey Spoken TEXTS",
     "capi_core.protocols.responses.stream_decoder": "ResponsesDecoder",
     "capi_core.protocols.responses.stream_encoder": "ResponsesEncoder",
     "capi_core.protocols.responses.tool_decoder": "read_additional_tools read_tool_choice read_tools",

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from capi_core import sse
 from capi_core.errors import LocalError, ProtocolError
 from capi_core.sse import KEEP_ALIVE, DecoderState, Event, SSEDecoder, SSEError, comment, encode
-from tests.support.trickle import assert_split_invariant, run
+from tests.support.trickle import assert_split_invariant, pieces, run
 
 BOM = b"\xef\xbb\xbf"
 
@@ -281,6 +281,66 @@ def test_lf_after_cr_cr_opens_the_next_block_and_does_nothing_there() -> None:
 )
 def test_where_blocks_are_cut(stream: bytes, raws: list[bytes]) -> None:
     assert assert_split_invariant(SSEDecoder, stream).outputs == tuple(map(Event, raws))
+
+
+class Run:
+    """A decoder that takes what it can in runs, as `peek` and `take` give them, and cuts these afterwards."""
+
+    def __init__(self, limit: int = 1 << 20) -> None:
+        self.decoder = SSEDecoder(max_event_bytes=limit)
+        self.runs = 0
+
+    def feed(self, data: bytes) -> list[Event]:
+        run = self.decoder.peek(data)
+        if not run:
+            return self.decoder.feed(data)
+        cutter = SSEDecoder()
+        events = cutter.feed(b": first\n\n" + run)[1:]
+        if cutter.residue:  # it ends with a blank line of its own: such a run is for `feed`
+            return self.decoder.feed(data)
+        self.decoder.take(data)
+        self.runs += 1
+        return events
+
+    def finish(self) -> list[Event]:
+        return self.decoder.finish()
+
+
+@given(streams, st.sampled_from([6, 24, 1 << 20]), st.data())
+def test_what_is_taken_in_runs_is_what_is_fed(stream: bytes, limit: int, chosen: st.DataObject) -> None:
+    cut = chosen.draw(pieces(stream))
+    expected = run(lambda: SSEDecoder(max_event_bytes=limit), cut, lambda decoder: decoder.residue)
+    assert run(lambda: Run(limit), cut, lambda machine: machine.decoder.residue) == expected
+
+
+def test_a_run_is_all_blocks_that_the_bytes_complete_and_is_taken_or_fed() -> None:
+    decoder = SSEDecoder()
+    assert decoder.peek(b"data: 0\n\n") == b""  # its first bytes may be a byte order mark
+    decoder.feed(b"data: 0\n\nda")
+    data = b"ta: 1\n\ndata: 2\n\ndata: 3\n"
+    assert decoder.peek(data) == decoder.peek(data) == b"data: 1\n\ndata: 2\n\n"
+    decoder.take(data)
+    assert decoder.residue == b"data: 3\n"
+    assert decoder.peek(b"\n") == b""
+    assert decoder.feed(b"\n") == [Event(b"data: 3\n\n")]
+    assert decoder.peek(b"data: 4\n\n") == b"data: 4\n\n"
+    assert decoder.feed(b"data: 4\n\n") == [Event(b"data: 4\n\n")]
+
+
+@pytest.mark.parametrize("before", [b"", b"da", b"x\r"])
+@pytest.mark.parametrize("data", [b"", b"data: 1", b"data: 1\r\n\n", b"data: 1\n\n\r", b"x" * 16 + b"\n\n"])
+def test_what_is_not_plain_to_see_is_left_to_feed(before: bytes, data: bytes) -> None:
+    decoder = SSEDecoder(max_event_bytes=16)
+    decoder.feed(b"a\n\n" + before)
+    assert decoder.peek(data) == b""
+    assert decoder.peek(b"b\n\n") == (b"" if b"\r" in before else before + b"b\n\n")
+
+
+def test_a_decoder_that_is_closed_shows_no_run() -> None:
+    decoder = SSEDecoder()
+    decoder.feed(b"a\n\n")
+    decoder.finish()
+    assert decoder.peek(b"b\n\n") == b""
 
 
 def test_an_event_that_comes_alone_is_not_copied() -> None:

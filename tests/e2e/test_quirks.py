@@ -119,12 +119,6 @@ def _body(client: Protocol, model: str, ask: Ask) -> Mapping[str, object]:
     return body
 
 
-# What a gateway that passes a stream on as it is passes on, too: to a client of the upstream's own protocol.
-_PASSED_ON: Final = frozenset({"done_only", "split_tool_id", "filter_results_first", "duplicate_finish", "no_finish"})
-# Of these, the SDK's helper does not notice.
-_HARMLESS: Final = frozenset({"done_only", "filter_results_first", "duplicate_finish"})
-
-
 # Which entry of spec.md a quirk is about.
 _ENTRIES: Final = {
     "interleaved_calls": "1", "split_tool_id": "3", "no_finish": "5", "duplicate_finish": "6", "choices_null": "6",
@@ -182,13 +176,7 @@ def same(heard: Heard, other: Heard) -> bool:
 # -- answers ----------------------------------------------------------------------------------------------------
 
 
-@only(
-    *(
-        (quirk, client)
-        for quirk, client in product(HOMES, Protocol)
-        if HOMES[quirk] is not client or quirk not in _PASSED_ON - _HARMLESS
-    )
-)
+@only(*product(HOMES, Protocol))
 def test_a_streamed_answer_is_what_it_would_be_without_the_quirk(case: tuple[str, Door]) -> None:
     quirk, door = case
     for ask in (THINK, CALL):
@@ -204,13 +192,7 @@ def test_a_whole_answer_is_what_it_would_be_without_the_quirk(case: tuple[str, D
         assert same(door.hear(but(ask, quirks=[quirk]), stream=False), plain(door, ask, stream=False, quirk=quirk))
 
 
-@only(
-    *(
-        (quirk, client)
-        for quirk, client in product(HOMES, Protocol)
-        if HOMES[quirk] is not client or quirk not in _PASSED_ON
-    )
-)
+@only(*product(HOMES, Protocol))
 def test_a_stream_is_legal_whatever_the_upstreams_was(case: tuple[str, Door]) -> None:
     """Also where Python's SDK would not notice and others would throw."""
     quirk, door = case

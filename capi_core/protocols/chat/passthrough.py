@@ -1,18 +1,22 @@
 """Chat Completions, passed through: the request is edited member by member, the stream event by event.
 
-Nothing is re-serialised. Of a request `model` and `stream_options` may change; of an answer `model` may change; of a
-stream the chunk that only carries usage is swallowed when the client did not ask for it. Every other byte is the
-sender's. Source: OpenAI API reference, "Create chat completion" and "The chat completion chunk object".
+Nothing is re-serialised. Of a request `model` and `stream_options` may change; of an answer `model` may change. Of a
+stream the chunk that only carries usage is swallowed when the client did not ask for it, and what official SDKs would
+fail on is put right (`call_repair`, `chunk_repair`). Every other byte is the sender's. Source: OpenAI API reference,
+"Create chat completion" and "The chat completion chunk object"; wire.md 1.7, 1.8.
 
 Theory of operation of `ChatStream`. The upstream's bytes are cut into SSE events; each is looked at once, by a typed
-decode of the three members that matter (`choices`, `usage`, `error`), and forwarded as it came. The states say how a
-stream may end:
+decode of the three members that matter (`choices`, `usage`, `error`), and forwarded as it came. Where many come at once
+and none of them matters, they are looked at together (`quiet_chunks`). The states say how a stream may end:
 
     OPEN      -> choices are unfinished: the end of the bytes here is a broken stream
     FINISHED  -> every choice has its finish_reason: the end of the bytes is an end, with or without [DONE]
-    DONE      -> [DONE] was seen: whatever follows is not part of the answer and is dropped
+    DONE      -> [DONE] was seen: whatever follows is dropped, but usage that comes late counts
     ERRORED   -> the upstream put an error object into the stream: a legal, unhappy end
     BROKEN    -> bytes that are not Chat Completions: nothing more can be read
+
+Little is ever held back, and only until the next event or two: chunks without an id before the first one with choices,
+the parts of a tool call until its id and its name are known, and usage that comes before the finish.
 """
 
 from __future__ import annotations
@@ -21,15 +25,21 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 from attrs import field, frozen
+from typing_extensions import override
 
-from capi_core.errors import LocalError, Problem, ProtocolError
+from capi_core.errors import Problem, ProtocolError
 from capi_core.members import JSONObject, MemberRewriter, MembersError, decode
+from capi_core.protocols.chat.call_repair import CallRepair
+from capi_core.protocols.chat.chunk_repair import Identity, is_nameless, read_identity, without_repeated
+from capi_core.protocols.chat.quiet_chunks import pass_quiet
 from capi_core.protocols.chat.replay import own_messages
 from capi_core.protocols.codec import ClientRequest, Passage
 from capi_core.protocols.openai import encode_error, json_string, read_request, required_model, says_error
-from capi_core.protocols.stream import ENDED, StreamState
-from capi_core.sse import Event, SSEDecoder, SSEError, encode
-from capi_core.usage import Usage, openai_usage
+from capi_core.protocols.passage import DONE_MARK, PassedStream, with_data
+from capi_core.protocols.reading import is_json
+from capi_core.protocols.stream import StreamState
+from capi_core.sse import Event, encode
+from capi_core.usage import openai_usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -46,7 +56,6 @@ __all__ = [
 _T = TypeVar("_T")
 
 _INCLUDE_USAGE: Final = b'{"include_usage":true}'
-_DONE: Final = b"[DONE]"
 
 
 @frozen
@@ -76,7 +85,6 @@ class _Chunk(msgspec.Struct, gc=False):
 
 
 _CHUNK: Final = msgspec.json.Decoder(_Chunk)
-_ANY: Final = msgspec.json.Decoder(msgspec.Raw)
 _OPTIONS: Final[msgspec.json.Decoder[_StreamOptions | None]] = msgspec.json.Decoder(_StreamOptions | None)
 _BOOL: Final = msgspec.json.Decoder(bool | None)
 _COUNT: Final = msgspec.json.Decoder(int | None)
@@ -134,7 +142,7 @@ def encode_request(request: ChatRequest, *, upstream_model: str, inject_usage: b
     return request.document.edit(changes) if changes else request.document.text
 
 
-class ChatStream:
+class ChatStream(PassedStream):
     """An upstream's event stream in, the client's event stream out.
 
     `public_name` replaces the top-level `model` of each chunk, `None` leaves it. `swallow_usage`: the usage was asked
@@ -154,50 +162,16 @@ class ChatStream:
         choices: int = 1,
         max_event_bytes: int = 4 * 1024 * 1024,
     ) -> None:
-        self.state = StreamState.OPEN
-        self.usage: Usage | None = None
-        self.chunks = 0
-        self.failure: ProtocolError | None = None
-        self.error: bytes | None = None
-        self._decoder = SSEDecoder(max_event_bytes=max_event_bytes)
-        self._rewriter = None if public_name is None else MemberRewriter("model", json_string(public_name))
+        super().__init__(max_event_bytes=max_event_bytes)
+        self._name = None if public_name is None else json_string(public_name)
+        self._rewriter = None if self._name is None else MemberRewriter("model", self._name)
         self._swallow_usage = swallow_usage
         self._choices = choices
-        self._finished: set[int] = set()
-
-    def receive_data(self, data: bytes) -> bytes:
-        """Takes upstream bytes, returns what can go to the client now (possibly nothing).
-
-        A stream that breaks still yields the events before the break. Raises `LocalError` once it is broken.
-        """
-        if self.state is StreamState.BROKEN:
-            raise LocalError("the stream is broken: it takes no more bytes")
-        if self.state in ENDED:
-            return b""
-        try:
-            events = self._decoder.feed(data)
-        except SSEError:  # `_decoder.failed` tells of it, also when events come before
-            events = []
-        return self._forward_all(events)
-
-    def finish(self) -> bytes:
-        """The upstream closed its stream properly. Returns the tail; `state` tells whether this was a legal end.
-
-        An event without its blank line is completed if it holds a whole JSON object or [DONE] (Copilot ends streams
-        like that, wire.md 1.8), and dropped if not. A stream with unfinished choices becomes BROKEN: a cut answer must
-        not look whole.
-        """
-        if self.state is StreamState.BROKEN:
-            raise LocalError("the stream is broken: it cannot finish")
-        if self.state in ENDED:
-            return b""
-        events = self._decoder.finish(lenient=True)
-        if self._decoder.residue and not _is_whole(events[-1].data):
-            events = []
-        tail = self._forward_all(events)
-        if self.state is StreamState.OPEN:
-            self._break("upstream_truncated", "the upstream ended its stream before the answer was complete")
-        return tail
+        self._finished: dict[int, str] = {}
+        self._identity: Identity | None = None
+        self._opening: list[tuple[Event, bytes, bytes]] = []
+        self._calls = CallRepair()
+        self._early_usage = b""
 
     def fail(self, problem: Problem) -> bytes:
         """The last bytes of a stream that cannot go on: an error event, after which both official SDKs read no more.
@@ -209,106 +183,182 @@ class ChatStream:
         self.state, self.error = StreamState.ERRORED, encode_error(problem)
         return encode(self.error)
 
-    def _forward_all(self, events: list[Event]) -> bytes:
-        out = [self._forward(event) for event in events]
-        if self._decoder.failed and self.state not in ENDED:
-            self._break("upstream_event_too_large", "the upstream sent an event larger than this gateway relays")
-        return b"".join(out)
+    @override
+    def _pass_quiet(self, run: bytes) -> bytes | None:
+        """A run of chunks of which nothing is noted but that they came."""
+        if self._identity is None or self._calls.held or self._early_usage:
+            return None
+        passed = pass_quiet(run, self._name)
+        if passed is None:
+            return None
+        out, chunks = passed
+        self.chunks += chunks
+        return out
 
-    def _forward(self, event: Event) -> bytes:
-        if self.state in ENDED:
-            return b""
-        data = event.data
-        if data is None:
-            return self._forward_dataless(event)
+    @override
+    def _forward_data(self, event: Event, data: bytes) -> bytes:
+        if self._early_usage and data.strip() != DONE_MARK:
+            return self._usage_chunk() + self._forward_data(event, data)
         try:
             chunk, _ = decode(_CHUNK, data)
         except (msgspec.DecodeError, RecursionError, UnicodeError):
-            if _is_json(data):  # of another shape: the client's reader may know it
+            if is_json(data):  # of another shape: the client's reader may know it
                 return self._renamed(event, data, data)
             return self._forward_unreadable(event, data)
         return self._forward_chunk(event, data, chunk)
 
     def _forward_chunk(self, event: Event, data: bytes, chunk: _Chunk) -> bytes:
-        self._note_finished(chunk.choices or ())
-        reports_usage = bool(chunk.usage) and bytes(chunk.usage) != _NULL
-        if reports_usage:
-            self.usage = openai_usage(chunk.usage) or self.usage
-        if says_error(chunk.error):
-            self.state, self.error = StreamState.ERRORED, data
-        elif reports_usage and self._swallow_usage and chunk.choices == []:
-            return b""
-        else:
-            self.chunks += 1
+        reports_usage = bool(chunk.usage) and self._note_usage(chunk.usage)
         # Copilot says `choices: null` where it has none; both official SDKs fail on anything but a list (wire.md 1.7).
         text = _NO_CHOICES.rewrite(data) if chunk.choices is None and _CHOICES in data else data
-        return self._renamed(event, data, text)
+        if says_error(chunk.error):
+            self._note_finished(chunk.choices or ())
+            self.state, self.error = StreamState.ERRORED, data
+            return self._opened() + self._renamed(event, data, text)
+        if self._identity is None:
+            if not chunk.choices and not reports_usage and self._waits(event, data, text):
+                return b""
+            if chunk.choices:
+                self._identity = read_identity(data, self._name)
+        passed = self._forward_choices(event, data, text, chunk, reports_usage)
+        return self._opened() + passed if self._opening else passed
 
-    def _note_finished(self, choices: Iterable[_Choice]) -> None:
+    def _forward_choices(self, event: Event, data: bytes, text: bytes, chunk: _Chunk, reports_usage: bool) -> bytes:
+        if self._finished and self._repeats(chunk):
+            text = without_repeated(text, self._finished)
+            chunk, _ = decode(_CHUNK, text)
+            if not chunk.choices and not reports_usage:
+                return b""
+        if reports_usage and self._swallow_usage and chunk.choices == []:
+            return b""
+        if self._calls.held or _TOOL_CALLS in text:
+            text = self._calls.repair(text)
+        released = self._note_finished(chunk.choices or ())
+        self.chunks += 1
+        out = released + self._renamed(event, data, text)
+        if reports_usage and chunk.choices == [] and self.state is StreamState.OPEN and self._identity is not None:
+            self._early_usage, out = out, b""
+        return out
+
+    def _note_usage(self, usage: msgspec.Raw) -> bool:
+        """Notes what a chunk reports; whether it reports any."""
+        if bytes(usage) == _NULL:
+            return False
+        self.usage = openai_usage(usage) or self.usage
+        return True
+
+    def _note_finished(self, choices: Iterable[_Choice]) -> bytes:
+        """Returns what was held of the choices that finish."""
+        released = b""
         for choice in choices:
+            if choice.finish_reason and self._calls.held:
+                released += self._released(choice.index)
             # Some servers write "" for "not yet".
             if choice.finish_reason and 0 <= choice.index < self._choices:
-                self._finished.add(choice.index)
+                self._finished[choice.index] = choice.finish_reason
                 if len(self._finished) == self._choices:
                     self.state = StreamState.FINISHED
+        return released
+
+    def _repeats(self, chunk: _Chunk) -> bool:
+        """Whether a choice finishes as it has before."""
+        return any(
+            choice.finish_reason and choice.finish_reason == self._finished.get(choice.index)
+            for choice in chunk.choices or ()
+        )
+
+    def _waits(self, event: Event, data: bytes, text: bytes) -> bool:
+        """Whether a chunk before the answer waits for it to get its id."""
+        if len(self._opening) == _MOST_OPENING or len(text) > _MOST_WAITING or not is_nameless(data):
+            return False
+        self._opening.append((event, data, text))
+        return True
+
+    def _opened(self) -> bytes:
+        """The chunks that waited for the answer to begin, or for its end."""
+        if not self._opening:
+            return b""
+        if self._identity is None and self.state is StreamState.OPEN:  # what came is not the answer yet
+            return b""
+        opening, self._opening = self._opening, []
+        identity = self._identity
+        self.chunks += len(opening)
+        return b"".join(
+            self._renamed(event, data, text if identity is None else identity.name(text))
+            for event, data, text in opening
+        )
+
+    def _released(self, choice: int) -> bytes:
+        """What was held of the choice's tool calls."""
+        parts = self._calls.release(choice)
+        if not parts or self._identity is None:
+            return b""
+        return encode(self._identity.chunk(choice, delta=b'{"tool_calls":[%b]}' % b",".join(parts)))
+
+    def _usage_chunk(self) -> bytes:
+        """The chunk of usage that came before the finish and waits for the next event: if that is the end mark, a
+        finish has to be made, and openai-python forgets the usage when a chunk without it follows."""
+        out, self._early_usage = self._early_usage, b""
+        return out
+
+    def _complete(self) -> bytes:
+        """What the upstream left out before it said that the answer is complete."""
+        out = self._opened()
+        if self._identity is None:
+            return out
+        for index in range(min(self._choices, _MOST_CHOICES)):
+            if index not in self._finished:
+                reason = b'"tool_calls"' if self._calls.has_calls(index) else b'"stop"'
+                out += self._released(index) + encode(self._identity.chunk(index, reason=reason))
+        return out + self._usage_chunk()
+
+    @override
+    def _late(self, event: Event) -> None:
+        """Usage counts also where it comes after the end."""
+        try:
+            chunk, _ = decode(_CHUNK, event.data or b"")
+        except (msgspec.DecodeError, RecursionError, UnicodeError):
+            return
+        if chunk.usage:
+            self._note_usage(chunk.usage)
 
     def _forward_unreadable(self, event: Event, data: bytes) -> bytes:
         """Data that is not JSON: the end mark, nothing at all, or garbage."""
         text = data.strip()
-        if text == _DONE:
+        if text == DONE_MARK:
             self.state = StreamState.DONE
-            return event.raw
-        if text:
-            self._break("upstream_garbage", "the upstream sent something that is not a Chat Completions stream")
-        return b""  # an event with empty data makes both official SDKs fail (wire.md 1.7)
+            return self._complete() + event.raw
+        # An event with empty data makes both official SDKs fail (wire.md 1.7).
+        return self._garbage() if text else b""
 
-    def _forward_dataless(self, event: Event) -> bytes:
-        """Comments and blank lines pass. A lone `event:`, `id:` or `retry:` is dropped: openai-python fails on it."""
-        kinds = {_line_kind(line) for line in event.raw.replace(b"\r", b"\n").split(b"\n") if line}
-        if kinds <= {b""}:
-            return event.raw
-        if not kinds <= _DATALESS_FIELDS:
-            self._break("upstream_garbage", "the upstream sent something that is not an event stream")
-        return b""
+    @override
+    def _is_whole(self, text: bytes) -> bool:
+        return text == DONE_MARK or super()._is_whole(text)
+
+    @override
+    def _garbage(self) -> bytes:
+        return self._break("upstream_garbage", "the upstream sent something that is not a Chat Completions stream")
+
+    @override
+    def _break(self, code: str, message: str) -> bytes:
+        return self._usage_chunk() + super()._break(code, message)
 
     def _renamed(self, event: Event, data: bytes, text: bytes) -> bytes:
         """The event with `text`, under the client's name for the model, in place of `data`."""
         if self._rewriter is not None:
             text = self._rewriter.rewrite(text)
-        if text == data:
-            return event.raw
-        if b"\n" in data or event.raw.count(data) != 1:  # spread over several lines, or in a comment as well
-            return encode(text, type=event.type.replace(b"\0", b""), id=event.id)
-        return event.raw.replace(data, text)
-
-    def _break(self, code: str, message: str) -> None:
-        self.state = StreamState.BROKEN
-        self.failure = ProtocolError(message, code=code, status_hint=502)
+        return with_data(event, data, text)
 
 
 _NULL: Final = b"null"
 _CHOICES: Final = b'"choices"'
+_TOOL_CALLS: Final = b'"tool_calls"'
+_MOST_OPENING: Final = 8
+"""Chunks that wait for the answer to begin, each of at most so many bytes:"""
+_MOST_WAITING: Final = 64 * 1024
+_MOST_CHOICES: Final = 128
+"""The most that OpenAI takes for `n`."""
 _NO_CHOICES: Final = MemberRewriter("choices", b"[]")
-_DATALESS_FIELDS: Final = frozenset({b"", b"event", b"id", b"retry"})
-
-
-def _line_kind(line: bytes) -> bytes:
-    """The field name of a line of an event stream; b"" for a comment."""
-    return line.partition(b":")[0]
-
-
-def _is_json(data: bytes) -> bool:
-    try:
-        decode(_ANY, data)
-    except (msgspec.DecodeError, RecursionError):
-        return False
-    return True
-
-
-def _is_whole(data: bytes | None) -> bool:
-    """Whether the data of an event that lacks its blank line is all there."""
-    text = (data or b"").strip()
-    return text == _DONE or (text.startswith(b"{") and _is_json(text))
 
 
 def _asks_usage(options: bytes) -> bool:

@@ -17,19 +17,22 @@ is DONE. `error` makes it ERRORED. One that is cut before its stop reason is BRO
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
+from typing_extensions import override
 
-from capi_core.errors import LocalError, Problem, ProtocolError
+from capi_core.errors import Problem
 from capi_core.members import JSONObject, MembersError, decode
 from capi_core.protocols.messages.errors import decode_error, error_event
 from capi_core.protocols.openai import json_string, says_error
+from capi_core.protocols.passage import DONE_MARK, PassedStream, field_names
+from capi_core.protocols.quiet import Quiet, QuietReader
 from capi_core.protocols.reading import is_json
-from capi_core.protocols.stream import ENDED, StreamState
+from capi_core.protocols.stream import StreamState
 from capi_core.protocols.writing import json_text
-from capi_core.sse import Event, SSEDecoder, SSEError, encode
-from capi_core.usage import Usage, anthropic_usage, encode_anthropic_usage, merge_anthropic_usage
+from capi_core.sse import Event, encode
+from capi_core.usage import anthropic_usage, encode_anthropic_usage, merge_anthropic_usage
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,6 +55,20 @@ class _Event(msgspec.Struct, gc=False):
     error: msgspec.Raw = msgspec.Raw()
 
 
+class _QuietDelta(msgspec.Struct, gc=False):
+    type: Literal["text_delta", "input_json_delta", "thinking_delta"]
+    signature: None = None
+    stop_reason: None = None
+
+
+class _QuietEvent(Quiet, gc=False, kw_only=True):
+    """A delta that goes out as it comes."""
+
+    type: Literal["content_block_delta"]
+    index: int = 0
+    delta: _QuietDelta
+
+
 class _Message(msgspec.Struct):
     model: msgspec.Raw = msgspec.Raw()
     usage: msgspec.Raw = msgspec.Raw()
@@ -65,16 +82,15 @@ class _Held(msgspec.Struct):
 
 
 _EVENT: Final = msgspec.json.Decoder(_Event)
+_QUIET: Final = QuietReader(_QuietEvent, event=b"content_block_delta")
 _MESSAGE: Final = msgspec.json.Decoder(_Message)
 
-_DONE: Final = b"[DONE]"
 _STOP: Final = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
-_DATALESS_FIELDS: Final = frozenset({b"", b"event", b"id", b"retry"})
 _MOST_HELD: Final = 128
 """Blocks whose signatures wait at the same time; Anthropic opens one block."""
 
 
-class MessagesStream:
+class MessagesStream(PassedStream):
     """An upstream's event stream in, the client's event stream out; a `StreamMachine`.
 
     `public_name` replaces the model in `message_start`, `None` leaves it. `max_event_bytes` bounds what is held back
@@ -82,48 +98,10 @@ class MessagesStream:
     """
 
     def __init__(self, *, public_name: str | None = None, max_event_bytes: int = 4 * 1024 * 1024) -> None:
-        self.state = StreamState.OPEN
-        self.usage: Usage | None = None
-        self.chunks = 0
-        self.failure: ProtocolError | None = None
-        self.error: bytes | None = None
-        self._decoder = SSEDecoder(max_event_bytes=max_event_bytes)
+        super().__init__(max_event_bytes=max_event_bytes)
         self._model = None if public_name is None else json_string(public_name)
         self._held: dict[int, _Held] = {}
         self._room = max_event_bytes
-
-    def receive_data(self, data: bytes) -> bytes:
-        """Takes upstream bytes in any chunking; returns what can go to the client now (possibly nothing).
-
-        A stream that breaks still yields the events before the break. Raises `LocalError` once it is BROKEN.
-        """
-        if self.state is StreamState.BROKEN:
-            raise LocalError("the stream is broken: it takes no more bytes")
-        if self.state in ENDED:
-            return b""
-        try:
-            events = self._decoder.feed(data)
-        except SSEError:  # `_decoder.failed` tells of it, also when events come before
-            events = []
-        return self._forward_all(events)
-
-    def finish(self) -> bytes:
-        """The upstream ended its response properly. Returns the tail; `state` tells whether this was a legal end.
-
-        An event without its blank line is completed if it holds a whole JSON object, and dropped if not.
-        """
-        if self.state is StreamState.BROKEN:
-            raise LocalError("the stream is broken: it cannot finish")
-        if self.state in ENDED:
-            return b""
-        events = self._decoder.finish(lenient=True)
-        if self._decoder.residue and not _is_object(events[-1].data):
-            events = events[:-1]
-        tail = self._forward_all(events)
-        if self.state not in ENDED:
-            message = "the upstream ended its stream before the answer was complete"
-            tail += self._cannot_go_on("upstream_truncated", message)
-        return tail
 
     def fail(self, problem: Problem) -> bytes:
         """The last bytes of a stream that cannot go on: an `error` event, which is its legal end.
@@ -139,18 +117,17 @@ class MessagesStream:
         self.state = StreamState.DONE
         return _STOP
 
-    def _forward_all(self, events: list[Event]) -> bytes:
-        out = [self._forward(event) for event in events]
-        if self._decoder.failed and self.state not in ENDED:
-            out.append(self._too_large())
-        return b"".join(out)
+    @override
+    def _pass_quiet(self, run: bytes) -> bytes | None:
+        """A run of deltas that are no signatures."""
+        deltas = _QUIET.read(run)
+        if deltas is None:
+            return None
+        self.chunks += len(deltas)
+        return run
 
-    def _forward(self, event: Event) -> bytes:
-        if self.state in ENDED:
-            return b""
-        data = event.data
-        if data is None:
-            return self._forward_dataless(event)
+    @override
+    def _forward_data(self, event: Event, data: bytes) -> bytes:
         try:
             found, _ = decode(_EVENT, data)
         except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -239,18 +216,17 @@ class MessagesStream:
     def _forward_unreadable(self, event: Event, data: bytes) -> bytes:
         """Data that is no event of Messages: the end mark of Chat, nothing at all, an unknown shape, or garbage."""
         text = data.strip()
-        if text == _DONE:
+        if text == DONE_MARK:
             return self._complete() if self.state is StreamState.FINISHED else b""
         if not text:  # the Python SDK fails on an event with empty data
             return b""
         return event.raw if _is_foreign(text) else self._garbage()
 
+    @override
     def _forward_dataless(self, event: Event) -> bytes:
-        """Comments, blank lines and a ping without data pass. Another lone `event:`, `id:` or `retry:` is dropped."""
-        kinds = {line.partition(b":")[0] for line in event.raw.replace(b"\r", b"\n").split(b"\n") if line}
-        if kinds <= {b""} or (kinds <= {b"", b"event"} and event.type == b"ping"):
-            return event.raw
-        return b"" if kinds <= _DATALESS_FIELDS else self._garbage()
+        """A ping without data passes, too."""
+        is_ping = event.type == b"ping" and field_names(event) <= {b"", b"event"}
+        return event.raw if is_ping else super()._forward_dataless(event)
 
     def _signatures(self) -> bytes:
         """Those of blocks whose stop was left out."""
@@ -267,20 +243,18 @@ class MessagesStream:
         form = b'{"type":"content_block_delta","index":%d,"delta":{"type":"signature_delta","signature":%b}}'
         return encode(form % (index, json_text("".join(held.texts))), type=b"content_block_delta")
 
+    @override
     def _garbage(self) -> bytes:
-        return self._cannot_go_on("upstream_garbage", "the upstream sent something that is not a Messages stream")
+        return self._break("upstream_garbage", "the upstream sent something that is not a Messages stream")
 
-    def _too_large(self) -> bytes:
-        message = "the upstream sent an event larger than this gateway relays"
-        return self._cannot_go_on("upstream_event_too_large", message)
+    @override
+    def _end(self) -> bytes:
+        return self._complete() if self.state is StreamState.FINISHED else super()._end()
 
-    def _cannot_go_on(self, code: str, message: str) -> bytes:
-        """Nothing more can be read. An answer that is whole does not suffer from it."""
-        if self.state is StreamState.FINISHED:
-            return self._complete()
-        self.state = StreamState.BROKEN
-        self.failure = ProtocolError(message, code=code, status_hint=502)
-        return b""
+    @override
+    def _break(self, code: str, message: str) -> bytes:
+        """An answer that is whole does not suffer from what follows."""
+        return self._complete() if self.state is StreamState.FINISHED else super()._break(code, message)
 
 
 _HANDLERS: Final[Mapping[str, Callable[[MessagesStream, Event, bytes, _Event], bytes]]] = {
@@ -311,8 +285,3 @@ def _named(event: Event, data: bytes, kind: str, text: bytes | None = None) -> b
 def _is_foreign(text: bytes) -> bool:
     """Whether it is JSON that names no model: a reader may know it, and it has nothing to change."""
     return is_json(text) and not any(name in text for name in (b'"model"', b'"message', b"\\u"))
-
-
-def _is_object(data: bytes | None) -> bool:
-    text = (data or b"").strip()
-    return text.startswith(b"{") and is_json(text)

@@ -10,6 +10,7 @@ came unless one of these is wrong:
                         `output_index`, in `item.id`, in `item_id` and in `response.output`; Copilot rotates all of them
     response.model      the client's name for the model
     sequence_number     must grow; one that does not, or is missing, becomes the next
+    text                that comes only whole, in its event `.done`, is said in one delta before that
 
 The states: OPEN until a terminal event; `response.completed` and `response.incomplete` make it DONE, `response.failed`,
 `response.cancelled` and `error` make it ERRORED. There is no FINISHED: openai-python drops a stream without its
@@ -18,22 +19,27 @@ terminal event, so one that is cut after its last item is BROKEN, and `fail` end
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple
 
 import msgspec
+from typing_extensions import override
 
-from capi_core.errors import LocalError, Problem, ProtocolError
+from capi_core.errors import Problem
 from capi_core.members import JSONObject, MembersError, decode
 from capi_core.protocols.openai import json_string, says_error
+from capi_core.protocols.passage import DONE_MARK, PassedStream, with_data
+from capi_core.protocols.quiet import Quiet, QuietReader
+from capi_core.protocols.reading import is_json
 from capi_core.protocols.responses.errors import decode_error, encode_error, response_code
+from capi_core.protocols.responses.spoken import PartKey, Spoken
 from capi_core.protocols.splice import edit_items, one_line
-from capi_core.protocols.stream import ENDED, StreamState
+from capi_core.protocols.stream import StreamState
 from capi_core.protocols.writing import json_bytes
-from capi_core.sse import Event, SSEDecoder, SSEError, encode
-from capi_core.usage import Usage, responses_usage
+from capi_core.sse import Event, encode
+from capi_core.usage import responses_usage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 __all__ = ["ResponsesStream"]
 
@@ -67,10 +73,37 @@ class _Response(msgspec.Struct):
     usage: msgspec.Raw = msgspec.Raw()
 
 
+class _QuietDelta(Quiet, gc=False, kw_only=True):
+    """A delta that goes out as it comes, if its item and its number are right."""
+
+    sequence_number: int
+    output_index: int
+    item_id: str
+    content_index: int = 0
+    summary_index: int = 0
+    item: msgspec.UnsetType = msgspec.UNSET
+    response: msgspec.UnsetType = msgspec.UNSET
+
+
+class _TextDelta(_QuietDelta, gc=False, kw_only=True):
+    type: Literal["response.output_text.delta"]
+
+
+class _ArgumentsDelta(_QuietDelta, gc=False, kw_only=True):
+    type: Literal["response.function_call_arguments.delta"]
+
+
+class _SummaryDelta(_QuietDelta, gc=False, kw_only=True):
+    type: Literal["response.reasoning_summary_text.delta"]
+
+
+class _ReasoningDelta(_QuietDelta, gc=False, kw_only=True):
+    type: Literal["response.reasoning_text.delta"]
+
+
 _EVENT: Final = msgspec.json.Decoder(_Event)
 _ITEM: Final = msgspec.json.Decoder(_Item | None)
 _RESPONSE: Final = msgspec.json.Decoder(_Response)
-_ANY: Final = msgspec.json.Decoder(msgspec.Raw)
 
 _TERMINAL: Final = {
     "response.completed": StreamState.DONE,
@@ -79,15 +112,25 @@ _TERMINAL: Final = {
     "response.cancelled": StreamState.ERRORED,
     "error": StreamState.ERRORED,
 }
-_DONE: Final = b"[DONE]"
+_EVENT_LINE: Final = b"event: "
+_QUIET: Final[Mapping[bytes, QuietReader[_QuietDelta]]] = {
+    name: QuietReader(shape, event=name)
+    for name, shape in (
+        (b"response.output_text.delta", _TextDelta),
+        (b"response.function_call_arguments.delta", _ArgumentsDelta),
+        (b"response.reasoning_summary_text.delta", _SummaryDelta),
+        (b"response.reasoning_text.delta", _ReasoningDelta),
+    )
+}
 _NULL: Final = b"null"
 _MOST_ITEMS: Final = 1024
 """Ids are held for so many items; no answer has a tenth of that. What comes after passes with the ids it has."""
 _MOST_ID: Final = 4096
-_DATALESS_FIELDS: Final = frozenset({b"", b"event", b"id", b"retry"})
+_MOST_BITS: Final = 53
+"""Of a number: what JavaScript counts exactly."""
 
 
-class ResponsesStream:
+class ResponsesStream(PassedStream):
     """An upstream's event stream in, the client's event stream out; a `StreamMachine`.
 
     `public_name` replaces `response.model`, `None` leaves it. `max_event_bytes` bounds what is held back while an event
@@ -95,50 +138,16 @@ class ResponsesStream:
     """
 
     def __init__(self, *, public_name: str | None = None, max_event_bytes: int = 4 * 1024 * 1024) -> None:
-        self.state = StreamState.OPEN
-        self.usage: Usage | None = None
-        self.chunks = 0
-        self.failure: ProtocolError | None = None
-        self.error: bytes | None = None
-        self._decoder = SSEDecoder(max_event_bytes=max_event_bytes)
+        super().__init__(max_event_bytes=max_event_bytes)
         self._model = None if public_name is None else json_string(public_name)
         self._response_id: str | None = None
         self._response: bytes | None = None
         """The response as the client knows it from the last lifecycle event: what `fail` ends the stream with."""
         self._anchors: dict[int, _Anchor] = {}
         self._sequence = -1
-
-    def receive_data(self, data: bytes) -> bytes:
-        """Takes upstream bytes in any chunking; returns what can go to the client now (possibly nothing).
-
-        A stream that breaks still yields the events before the break. Raises `LocalError` once it is BROKEN.
-        """
-        if self.state is StreamState.BROKEN:
-            raise LocalError("the stream is broken: it takes no more bytes")
-        if self.state in ENDED:
-            return b""
-        try:
-            events = self._decoder.feed(data)
-        except SSEError:  # `_decoder.failed` tells of it, also when events come before
-            events = []
-        return self._forward_all(events)
-
-    def finish(self) -> bytes:
-        """The upstream ended its response properly. Returns the tail; `state` tells whether this was a legal end.
-
-        An event without its blank line is completed if it holds a whole JSON object, and dropped if not.
-        """
-        if self.state is StreamState.BROKEN:
-            raise LocalError("the stream is broken: it cannot finish")
-        if self.state in ENDED:
-            return b""
-        events = self._decoder.finish(lenient=True)
-        if self._decoder.residue and not _is_object(events[-1].data):
-            events = events[:-1]
-        tail = self._forward_all(events)
-        if self.state is StreamState.OPEN:
-            self._break("upstream_truncated", "the upstream ended its stream before the answer was complete")
-        return tail
+        self._spoken = Spoken()
+        self._speaking: tuple[bytes, int, int, int] | None = None
+        """The text of the last quiet run, which is in `_spoken`: looking it up there costs as much as all the rest."""
 
     def fail(self, problem: Problem) -> bytes:
         """The last bytes of a stream that cannot go on: `response.failed`, or `error` when no response was begun.
@@ -165,18 +174,36 @@ class ResponsesStream:
         text = b'{"type":"response.failed","sequence_number":%d,"response":%b}' % (number, one_line(body))
         return encode(text, type=b"response.failed")
 
-    def _forward_all(self, events: list[Event]) -> bytes:
-        out = [self._forward(event) for event in events]
-        if self._decoder.failed and self.state not in ENDED:
-            self._break("upstream_event_too_large", "the upstream sent an event larger than this gateway relays")
-        return b"".join(out)
+    @override
+    def _pass_quiet(self, run: bytes) -> bytes | None:
+        """A run of deltas of one item whose id is known, numbered one after the other."""
+        kind = run[len(_EVENT_LINE) : run.find(b"\n")]
+        reader = _QUIET.get(kind)
+        deltas = None if reader is None else reader.read(run)
+        if deltas is None:
+            return None
+        first, number = deltas[0], self._sequence
+        index, content, summary = first.output_index, first.content_index, first.summary_index
+        anchor = self._anchors.get(index)
+        if anchor is None or (number + len(deltas)).bit_length() > _MOST_BITS:
+            return None
+        text = (kind, index, content, summary)
+        if text != self._speaking:
+            if PartKey(kind.decode().removesuffix(".delta"), index, content, summary) not in self._spoken:
+                return None
+            self._speaking = text
+        for delta in deltas:
+            number += 1
+            if delta.sequence_number != number or delta.item_id != anchor.id or delta.output_index != index:
+                return None
+            if delta.content_index != content or delta.summary_index != summary:
+                return None
+        self._sequence = number
+        self.chunks += len(deltas)
+        return run
 
-    def _forward(self, event: Event) -> bytes:
-        if self.state in ENDED:
-            return b""
-        data = event.data
-        if data is None:
-            return self._forward_dataless(event)
+    @override
+    def _forward_data(self, event: Event, data: bytes) -> bytes:
         try:
             found, _ = decode(_EVENT, data)
         except (msgspec.DecodeError, RecursionError, UnicodeError):
@@ -189,12 +216,16 @@ class ResponsesStream:
 
     def _forward_event(self, event: Event, data: bytes, found: _Event) -> bytes:
         changes: dict[str, bytes] = {}
+        missing = b""
         if found.response:
             self._edit_response(found, changes)
         elif found.output_index is not None:
             self._edit_item(found.output_index, found, changes)
+            missing = self._missing_delta(found.output_index, found, data)
         if found.type.startswith("response.") or found.type == "error":
-            self._number(found.sequence_number, changes)
+            number = self._number(found.sequence_number)
+            if number != found.sequence_number:
+                changes["sequence_number"] = b"%d" % number
         state = _TERMINAL.get(found.type)
         text = JSONObject(data).edit(changes) if changes else data
         if state is not None:
@@ -205,7 +236,18 @@ class ResponsesStream:
             self.error = data if says_error(found.error) else _as_answer(data)
         else:
             self.chunks += 1
-        return _with_data(event, data, text)
+        return missing + with_data(event, data, text)
+
+    def _missing_delta(self, index: int, found: _Event, data: bytes) -> bytes:
+        """The delta of a text that comes only whole: its event goes before that of the whole."""
+        anchor = self._anchors.get(index)
+        delta = self._spoken.note(found.type, data, found.item_id if anchor is None else anchor.id)
+        if delta is None:
+            return b""
+        # It takes the number of the event before which it goes; that one gets the next.
+        numbered = JSONObject(delta).edit({"sequence_number": b"%d" % self._number(found.sequence_number)})
+        self.chunks += 1
+        return encode(numbered, type=found.type.removesuffix(".done").encode() + b".delta")
 
     def _edit_response(self, found: _Event, changes: dict[str, bytes]) -> None:
         response = _RESPONSE.decode(found.response)
@@ -267,33 +309,23 @@ class ResponsesStream:
 
         return edit
 
-    def _number(self, number: int | None, changes: dict[str, bytes]) -> None:
-        if number is None or number <= self._sequence or number.bit_length() > 53:
-            number = self._sequence + 1
-            changes["sequence_number"] = b"%d" % number
-        self._sequence = number
+    def _number(self, given: int | None) -> int:
+        """The number of the next event, which came with the one that is given."""
+        if given is None or given <= self._sequence or given.bit_length() > _MOST_BITS:
+            given = self._sequence + 1
+        self._sequence = given
+        return given
 
     def _forward_unreadable(self, event: Event, data: bytes) -> bytes:
         """Data that is no event of Responses: the end mark of Chat, nothing at all, an unknown shape, or garbage."""
         text = data.strip()
-        if not text or text == _DONE:  # an event with empty data makes both official SDKs fail (wire.md 1.7)
+        if not text or text == DONE_MARK:  # an event with empty data makes both official SDKs fail (wire.md 1.7)
             return b""
         return event.raw if _is_foreign(text) else self._garbage()
 
-    def _forward_dataless(self, event: Event) -> bytes:
-        """Comments and blank lines pass. A lone `event:`, `id:` or `retry:` is dropped: openai-python fails on it."""
-        kinds = {line.partition(b":")[0] for line in event.raw.replace(b"\r", b"\n").split(b"\n") if line}
-        if kinds <= {b""}:
-            return event.raw
-        return b"" if kinds <= _DATALESS_FIELDS else self._garbage()
-
+    @override
     def _garbage(self) -> bytes:
-        self._break("upstream_garbage", "the upstream sent something that is not a Responses stream")
-        return b""
-
-    def _break(self, code: str, message: str) -> None:
-        self.state = StreamState.BROKEN
-        self.failure = ProtocolError(message, code=code, status_hint=502)
+        return self._break("upstream_garbage", "the upstream sent something that is not a Responses stream")
 
 
 def _as_answer(data: bytes) -> bytes:
@@ -302,28 +334,6 @@ def _as_answer(data: bytes) -> bytes:
     return data if problem is None else encode_error(problem)
 
 
-def _with_data(event: Event, data: bytes, text: bytes) -> bytes:
-    """The event with `text` in place of its data."""
-    if text == data:
-        return event.raw
-    if b"\n" in data or event.raw.count(data) != 1:  # spread over several lines, or in a comment as well
-        return encode(text, type=event.type.replace(b"\0", b""), id=event.id)
-    return event.raw.replace(data, text)
-
-
 def _is_foreign(text: bytes) -> bool:
     """Whether it is JSON that names no response and no item: a reader may know it, and it has nothing to change."""
-    try:
-        decode(_ANY, text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return False
-    return not any(name in text for name in (b'"response"', b'"item', b"\\u"))
-
-
-def _is_object(data: bytes | None) -> bool:
-    text = (data or b"").strip()
-    try:
-        decode(_ANY, text)
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return False
-    return text.startswith(b"{")
+    return is_json(text) and not any(name in text for name in (b'"response"', b'"item', b"\\u"))

@@ -7,6 +7,7 @@ import pytest
 from attrs import frozen
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from capi_core.errors import LocalError, Problem, ProtocolError
 from capi_core.members import JSONObject
@@ -20,6 +21,7 @@ from capi_core.protocols.chat.passthrough import (
 from capi_core.protocols.openai import encode_error
 from capi_core.sse import SSEDecoder, encode
 from capi_core.usage import Usage
+from tests.support.quiet_runs import assert_quiet_is_only_faster, mutated
 from tests.support.trickle import assert_split_invariant
 
 ASKS = b'{"include_usage":true}'
@@ -328,9 +330,14 @@ WHOLE = {
 }
 
 
-def listed(stream: bytes) -> bytes:
-    """What is the one change that a stream without an alias gets: both official SDKs fail on `choices: null`."""
-    return stream.replace(b'"choices":null', b'"choices":[]')
+OPENED = b'{"choices":[],"created":0,"id":"c","prompt_filter_results":[{"prompt_index":0}],"object":%b,"model":"%b"}'
+
+
+def listed(stream: bytes, model: bytes = b"up-2026") -> bytes:
+    """The changes that these streams get without an alias: both official SDKs fail on `choices: null`, and the first
+    chunk has the answer's id."""
+    opened = OPENED % (b'"chat.completion.chunk"', model)
+    return stream.replace(b'"choices":null', b'"choices":[]').replace(FILTERED, opened)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -349,7 +356,7 @@ def test_with_an_alias_only_the_top_level_model_of_each_chunk_changes(name: str)
     stream = WHOLE[name].whole
     seen = relay(stream, Settings(public_name="fast"))
     expected = stream.replace(b'"id": "c", "model": "up-2026"', b'"id": "c", "model": "fast"')
-    expected = listed(expected.replace(b'{"id":"c","model":"up-2026"', b'{"id":"c","model":"fast"'))
+    expected = listed(expected.replace(b'{"id":"c","model":"up-2026"', b'{"id":"c","model":"fast"'), b"fast")
     assert seen.output.startswith(expected)
     assert all_but_output(seen) == all_but_output(relay(stream))
 
@@ -415,11 +422,14 @@ def test_a_chunk_of_usage_alone_is_swallowed_if_the_gateway_asked_for_it(
 ) -> None:
     before, after = events(chunk(finish="stop")), events(b"[DONE]")
     seen = relay(before + events(extra) + after, Settings(swallow_usage=True))
-    assert seen.output == before + (b"" if swallowed else listed(events(extra))) + after
+    assert (
+        seen.output
+        == before + (b"" if swallowed else events(extra).replace(b'"choices":null', b'"choices":[]')) + after
+    )
     assert seen.usage == (SPENT if b"prompt_tokens" in extra else None)
     assert seen.chunks == (1 if swallowed else 2)
     shown = relay(before + events(extra) + after, Settings(swallow_usage=False))
-    assert shown.output == before + listed(events(extra)) + after
+    assert shown.output == before + events(extra).replace(b'"choices":null', b'"choices":[]') + after
 
 
 def test_the_last_usage_counts_and_null_is_no_usage() -> None:
@@ -645,7 +655,8 @@ def test_what_makes_official_sdks_fail_is_dropped(harmful: bytes) -> None:
 
 
 def renamed(stream: bytes) -> bytes:
-    return relay(stream + events(b"[DONE]"), Settings(public_name="fast")).output.removesuffix(events(b"[DONE]"))
+    end = events(chunk(finish="stop", model="fast"), b"[DONE]")
+    return relay(stream + end, Settings(public_name="fast")).output.removesuffix(end)
 
 
 @pytest.mark.parametrize(
@@ -725,12 +736,12 @@ def parts(draw: st.DrawFn) -> Part:
 def test_what_becomes_of_a_stream_is_the_sum_of_what_becomes_of_its_events(
     given_parts: list[Part], renames: bool, swallow: bool, chosen: st.DataObject
 ) -> None:
-    end = events(chunk(finish="stop", model="fast"), b"[DONE]")
+    start, end = events(chunk(model="fast")), events(chunk(finish="stop", model="fast"), b"[DONE]")
     settings = Settings("fast" if renames else None, swallow)
-    seen = relay(b"".join(part.raw for part in given_parts) + end, settings, chosen)
+    seen = relay(start + b"".join(part.raw for part in given_parts) + end, settings, chosen)
     kept = [part for part in given_parts if not (swallow and part.usage_only)]
     expected = b"".join(part.out if renames or not part.out else part.raw for part in kept)
-    assert seen.output == listed(expected) + end
+    assert seen.output == start + expected.replace(b'"choices":null', b'"choices":[]') + end
     assert seen.state is StreamState.DONE
     assert seen.usage == (SPENT if any(part.usage_only for part in given_parts) else None)
 
@@ -814,3 +825,228 @@ def test_another_providers_reasoning_does_not_go_upstream() -> None:
     body = b'{"model":"m","messages":[{"role":"assistant","content":"a"%b}]}'
     request = read(body % b',"reasoning_opaque":"capi1.messages.SIG"')
     assert encode_request(request, upstream_model="m", inject_usage=False) == body % b""
+
+
+# ===== what clients would fail on is put right =====
+
+
+def deltas(*texts: bytes) -> bytes:
+    """Chunks with these deltas, raw JSON."""
+    return events(
+        *(
+            b'{"id":"c","created":5,"model":"up","choices":[{"index":0,"delta":%b,"finish_reason":null}]}' % t
+            for t in texts
+        )
+    )
+
+
+def ending(reason: bytes, model: bytes = b"up") -> bytes:
+    """A last chunk as it is made where one is missing."""
+    return events(
+        b'{"id":"c","object":"chat.completion.chunk","created":5,"model":"%b",'
+        b'"choices":[{"index":0,"delta":{},"finish_reason":"%b"}]}' % (model, reason)
+    )
+
+
+HELLO = deltas(b'{"content":"hi"}')
+IDENTITY = deltas(b'{"tool_calls":[{"index":0,"id":"call_1","type":"function"}]}')
+FUNCTION = deltas(b'{"tool_calls":[{"index":0,"function":{"name":"f","arguments":""}}]}')
+ARGUMENTS = deltas(b'{"tool_calls":[{"index":0,"function":{"arguments":"{}"}}]}')
+WHOLE_CALL = deltas(
+    b'{"tool_calls":[{"index":0,"id":"call_1","type":"function","function":{"name":"f","arguments":""}}]}'
+)
+END_MARK = events(b"[DONE]")
+
+
+def test_a_call_whose_id_and_name_come_apart_begins_with_both() -> None:
+    seen = relay(IDENTITY + FUNCTION + ARGUMENTS + ending(b"tool_calls") + END_MARK)
+    assert seen.output == deltas(b"{}") + WHOLE_CALL + ARGUMENTS + ending(b"tool_calls") + END_MARK
+    assert seen.state is StreamState.DONE
+
+
+@pytest.mark.parametrize("end", [ending(b"tool_calls") + END_MARK, END_MARK])
+def test_what_is_held_of_a_call_goes_out_before_its_end(end: bytes) -> None:
+    seen = relay(HELLO + IDENTITY + end)
+    held = b'{"tool_calls":[{"index":0,"id":"call_1","type":"function"}]}'
+    released = ending(b"x").replace(b"{}", held).replace(b'"x"', b"null")
+    assert seen.output == HELLO + deltas(b"{}") + released + ending(b"tool_calls") + END_MARK
+
+
+def test_a_call_that_is_cut_is_no_call() -> None:
+    seen = relay(HELLO + IDENTITY)
+    assert (seen.output, seen.code) == (HELLO + deltas(b"{}"), "upstream_truncated")
+
+
+@pytest.mark.parametrize(("start", "reason"), [(HELLO, b"stop"), (HELLO + WHOLE_CALL + ARGUMENTS, b"tool_calls")])
+def test_an_end_mark_without_a_finish_gets_one_and_a_cut_stream_gets_none(start: bytes, reason: bytes) -> None:
+    assert relay(start + END_MARK).output == start + ending(reason) + END_MARK
+    named = relay(start + END_MARK, Settings("pub")).output
+    assert named == start.replace(b'"up"', b'"pub"') + ending(reason, b"pub") + END_MARK
+    assert relay(start).code == "upstream_truncated"
+    assert relay(start + ending(b"length") + END_MARK).output == start + ending(b"length") + END_MARK
+
+
+def test_every_choice_that_was_asked_for_gets_its_finish() -> None:
+    seen = relay(HELLO + ending(b"stop") + END_MARK, Settings(choices=3))
+    made = [json.loads(data or b"")["choices"][0] for data in payloads(seen.output)[2:-1]]
+    assert [(choice["index"], choice["finish_reason"]) for choice in made] == [(1, "stop"), (2, "stop")]
+    assert relay(HELLO + END_MARK, Settings(choices=10**18)).output.count(b'"stop"') == 128
+
+
+def test_a_finish_that_is_made_comes_before_the_usage() -> None:
+    """openai-python forgets the usage when a chunk without it follows."""
+    usage = events(USAGE)
+    seen = relay(HELLO + usage + b": c\n\n" + END_MARK)
+    assert seen.output == HELLO + b": c\n\n" + ending(b"stop") + usage + END_MARK
+    assert (seen.usage, seen.chunks) == (SPENT, 2)
+    assert relay(HELLO + usage + HELLO + ending(b"stop")).output == HELLO + usage + HELLO + ending(b"stop")
+    for end in (b"", events(b"<html>"), b"x" * 3000):
+        cut = relay(HELLO + usage + end, Settings(max_event_bytes=2000))
+        assert (cut.output, cut.state, cut.usage) == (HELLO + usage, StreamState.BROKEN, SPENT)
+
+
+USED = b'{"id":"c","model":"up","choices":[{"index":0,"delta":{},"finish_reason":"stop"}],"usage":{"prompt_tokens":3}}'
+
+
+def test_a_finish_that_comes_again_is_taken_out() -> None:
+    once = HELLO + ending(b"stop")
+    assert relay(once + ending(b"stop") + END_MARK).output == once + END_MARK
+    other = ending(b"tool_calls")
+    assert relay(once + other + END_MARK).output == once + other + END_MARK
+    with_usage = events(USED)
+    seen = relay(once + with_usage + END_MARK)
+    assert seen.output == once + with_usage.replace(b'{"index":0,"delta":{},"finish_reason":"stop"}', b"") + END_MARK
+    assert seen.usage == Usage(uncached_input=3)
+    assert relay(once + with_usage + END_MARK, Settings(swallow_usage=True)).output == once + END_MARK
+
+
+@pytest.mark.parametrize(
+    "late",
+    [
+        events(USAGE, b'{"usage":null}', b"{}"),
+        events(USAGE),
+        b"data: x\n\n: c\n\n" + events(USAGE),
+        events(USAGE) + b"x" * 3000,
+    ],
+)
+def test_usage_after_the_end_counts_and_is_not_passed_on(late: bytes) -> None:
+    stream = HELLO + ending(b"stop") + END_MARK
+    seen = relay(stream + late, Settings(max_event_bytes=2000))
+    assert (seen.output, seen.state, seen.usage) == (stream, StreamState.DONE, SPENT)
+
+
+@pytest.mark.parametrize("end", [events(b"<html>"), events(ERROR)])
+def test_usage_after_a_failure_does_not_count(end: bytes) -> None:
+    assert relay(HELLO + end + events(USAGE)).usage is None
+
+
+def test_chunks_before_the_answer_get_its_id() -> None:
+    """Whoever reads the answer's id off its first chunk finds it."""
+    for name in (None, "pub"):
+        seen = relay(events(FILTERED) + b": c\n\n" + events(REFERENCES) + HELLO + END_MARK, Settings(name))
+        texts = [json.loads(data) for data in payloads(seen.output) if data and data != b"[DONE]"]
+        assert {(text["id"], text["model"], text["created"]) for text in texts} == {("c", name or "up", 5)}
+        assert [sorted(text.keys() - {"id", "model", "created", "object"})[-1] for text in texts[:2]] == [
+            "prompt_filter_results", "copilot_references",
+        ]  # fmt: skip
+        assert texts[1]["choices"] == []
+        assert seen.chunks == 3
+
+
+def test_chunks_before_an_answer_that_never_begins_go_out_at_its_end() -> None:
+    for end in (END_MARK, events(ERROR)):
+        assert relay(events(FILTERED) + end).output == events(FILTERED) + end
+    assert relay(events(FILTERED)).output == b""
+    assert relay(events(FILTERED, USAGE) + END_MARK).output == events(USAGE, FILTERED) + END_MARK
+
+
+def test_only_so_many_chunks_wait_for_an_answer() -> None:
+    seen = relay(events(FILTERED) * 9 + HELLO + END_MARK)
+    assert seen.output.startswith(events(FILTERED))
+    assert (seen.output.count(b'"id":""'), seen.output.count(b"prompt_filter_results")) == (1, 9)
+    large = events(FILTERED[:-1] + b',"x":"%b"}' % (b"x" * 70_000))
+    stream = ChatStream()
+    assert stream.receive_data(large) == large
+
+
+# ===== runs of chunks, and chunks alone =====
+
+
+class Slow(ChatStream):
+    """Looks at each chunk alone."""
+
+    @override
+    def _pass_quiet(self, run: bytes) -> bytes | None:
+        return None
+
+
+def compact(*members: bytes, model: bytes = b'"up"') -> bytes:
+    return events(b'{"id":"c","model":%b,%b}' % (model, b",".join(members)))
+
+
+DELTA = compact(b'"choices":[{"index":0,"delta":{"content":"x"},"finish_reason":null}]', b'"usage":null')
+RUN_EVENTS = [
+    DELTA,
+    events(chunk("a")),
+    DELTA.replace(b'"x"', b'"he says \\"model\\":\\"up\\""'),
+    DELTA.replace(b'"x"', b'"model"'),
+    DELTA.replace(b'"up"', b'"other"'),
+    DELTA.replace(b'"up"', b"null"),
+    DELTA.replace(b'"model"', b'"mod\\u0065l"'),
+    DELTA.replace(b'"model":"up",', b""),
+    DELTA.replace(b'"model":"up"', b'"model":"up","model":"up"'),
+    DELTA.replace(b'"delta"', b'"model":"up","delta"'),
+    DELTA.replace(b"null", b'"stop"', 1),
+    events(USAGE),
+    events(ERROR),
+    events(TOOL),
+    events(REFERENCES),
+    events(b"[1]"),
+    b": c\n\n",
+    b"event: ping\n\n",
+    IDENTITY,
+    FUNCTION,
+    ARGUMENTS,
+    WHOLE_CALL,
+    events(FILTERED),
+    ending(b"stop"),
+    ending(b"stop"),
+    events(USED),
+    END_MARK,
+]
+
+
+@given(mutated(RUN_EVENTS), st.booleans(), st.booleans(), st.sampled_from([60, 1 << 20]), st.data())
+def test_a_run_of_chunks_is_passed_as_each_of_them_would_be(
+    stream: bytes, renames: bool, swallow: bool, limit: int, chosen: st.DataObject
+) -> None:
+    name = "fast" if renames else None
+    assert_quiet_is_only_faster(
+        lambda: ChatStream(public_name=name, swallow_usage=swallow, max_event_bytes=limit),
+        lambda: Slow(public_name=name, swallow_usage=swallow, max_event_bytes=limit),
+        stream,
+        chosen,
+    )
+
+
+@pytest.mark.parametrize("name", [None, "fast"])
+@pytest.mark.parametrize("other", RUN_EVENTS)
+def test_a_run_with_any_chunk_in_it_is_passed_as_each_of_them_would_be(name: str | None, other: bytes) -> None:
+    for stream in (DELTA * 2 + other + DELTA, other + DELTA, DELTA + other):
+        fast, slow = ChatStream(public_name=name), Slow(public_name=name)
+        for machine in (fast, slow):
+            machine.receive_data(DELTA)
+        assert fast.receive_data(stream) == slow.receive_data(stream)
+        assert (fast.state, fast.usage, fast.chunks) == (slow.state, slow.usage, slow.chunks)
+
+
+def test_a_run_of_plain_chunks_is_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what makes it fast."""
+    for name in (None, "fast"):
+        stream = ChatStream(public_name=name)
+        stream.receive_data(DELTA)
+        with monkeypatch.context() as patch:
+            patch.delattr(ChatStream, "_forward_data")
+            out = stream.receive_data(DELTA * 5 + DELTA[:9])
+        assert out == DELTA.replace(b"up", b"fast" if name else b"up") * 5
+        assert stream.chunks == 6

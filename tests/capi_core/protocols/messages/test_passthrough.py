@@ -8,6 +8,7 @@ import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typing_extensions import override
 
 from capi_core.conformance.checker import StreamChecker
 from capi_core.conformance.messages import MessagesGrammar
@@ -16,6 +17,7 @@ from capi_core.protocols.messages.passthrough import MessagesStream
 from capi_core.protocols.stream import StreamState
 from capi_core.usage import Usage
 from tests.support.messages_events import STOP, block, delta, event, everything, finish, start, written
+from tests.support.quiet_runs import assert_quiet_is_only_faster, mutated
 
 LIMIT = 1 << 12
 TEXT = {"type": "text", "text": ""}
@@ -270,3 +272,57 @@ def test_what_says_nothing_passes_unless_an_sdk_fails_on_it() -> None:
     passed = b": comment\n\nevent: ping\n\ndata: [1]\n\n\n\n"
     dropped = b"event: later\n\nid: 1\n\nretry: 5\n\ndata:\n\n" + DONE
     assert run(passed + dropped + WHOLE)[0] == passed + WHOLE
+
+
+# --- runs of deltas, and deltas alone ---
+
+
+class Slow(MessagesStream):
+    """Looks at each event alone."""
+
+    @override
+    def _pass_quiet(self, run: bytes) -> bytes | None:
+        return None
+
+
+RUN_EVENTS = [
+    written(delta(0, "text_delta", text="x")),
+    written(delta(0, "input_json_delta", partial_json='{"a":')),
+    written(delta(1, "thinking_delta", thinking="h\\m")),
+    written(delta(1, "signature_delta", signature="s")),
+    written(delta(1, "new_delta", x=[{}])),
+    written(delta(0, "text_delta", text="x", signature="s")),
+    written(event("content_block_delta", index=0)),
+    written(event("content_block_delta", delta={"type": "text_delta", "stop_reason": 5})),
+    written(event("content_block_stop", index=1)),
+    written(start()),
+    written(finish()),
+    written(STOP),
+    data_only(written(delta(0, "text_delta", text="x"))),
+    b"event: content_block_delta\ndata: [1]\n\n",
+    b"event: content_block_delta\ndata: {}\n\n",
+    b"event: content_block_delta\n\n",
+    b": c\n\n",
+    DONE,
+]
+
+
+@given(mutated(RUN_EVENTS), st.sampled_from([90, 1 << 20]), st.data())
+def test_a_run_of_deltas_is_passed_as_each_of_them_would_be(stream: bytes, limit: int, chosen: st.DataObject) -> None:
+    assert_quiet_is_only_faster(
+        lambda: MessagesStream(public_name="pub", max_event_bytes=limit),
+        lambda: Slow(public_name="pub", max_event_bytes=limit),
+        stream,
+        chosen,
+    )
+
+
+def test_a_run_of_plain_deltas_is_not_looked_at_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what makes it fast."""
+    deltas = b"".join(RUN_EVENTS[:3])
+    stream = MessagesStream(public_name="pub")
+    stream.receive_data(b": hi\n\n")
+    with monkeypatch.context() as patch:
+        patch.delattr(MessagesStream, "_forward_data")
+        assert stream.receive_data(deltas + deltas[:9]) == deltas
+    assert stream.chunks == 3

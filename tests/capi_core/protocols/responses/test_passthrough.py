@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI
+from typing_extensions import override
 
 from capi_core.errors import LocalError, Problem
 from capi_core.protocols.responses.passthrough import ResponsesStream
 from capi_core.protocols.stream import StreamState
 from capi_core.sse import SSEDecoder
 from capi_core.usage import Usage
+from tests.support.quiet_runs import assert_quiet_is_only_faster, mutated
 from tests.support.responses_events import CREATED, completed, event, numbered, response, text_item
 
 USAGE = {"input_tokens": 5, "output_tokens": 2, "total_tokens": 7}
@@ -260,3 +262,150 @@ def test_how_the_bytes_are_cut_does_not_matter(make: Callable[[], bytes], size: 
     whole, seen = run(stream, None, "pub")
     out, machine = run(stream, size, "pub")
     assert (out, machine.state, machine.usage, machine.chunks) == (whole, seen.state, seen.usage, seen.chunks)
+
+
+# --- runs of deltas, and deltas alone ---
+
+
+class Slow(ResponsesStream):
+    """Looks at each event alone."""
+
+    @override
+    def _pass_quiet(self, run: bytes) -> bytes | None:
+        return None
+
+
+KINDS = ("output_text", "function_call_arguments", "reasoning_summary_text", "reasoning_text")
+
+
+def deltas(number: int, kind: str = "output_text", **members: object) -> bytes:
+    """Three of them, numbered from `number`."""
+    name = f"response.{kind}.delta"
+    told = {"type": name, "item_id": "msg_1", "output_index": 0, "delta": "x", **members}
+    return b"".join(
+        b"event: %b\ndata: %b\n\n" % (name.encode(), json.dumps({**told, "sequence_number": at}).encode())
+        for at in range(number, number + 3)
+    )
+
+
+def whole(kind: str, **members: object) -> dict[str, object]:
+    return event(f"response.{kind}.done", item_id="msg_1", output_index=0, **members)
+
+
+ADDED = event("response.output_item.added", output_index=0, item={"type": "message", "id": "msg_1"})
+OPENED = numbered([CREATED, ADDED])
+RUN_EVENTS = [
+    deltas(2),
+    deltas(5),
+    deltas(8),
+    *(deltas(2, kind) for kind in KINDS[1:]),
+    deltas(2, "audio"),
+    deltas(3),
+    deltas(1),
+    deltas(2, item_id="msg_2"),
+    deltas(2, output_index=1),
+    deltas(5, content_index=1),
+    deltas(5, summary_index=1),
+    deltas(2, item=None),
+    deltas(2, response={}),
+    deltas(2, sequence_number=None),
+    deltas(2, delta="\x7f"),
+    deltas(2)[6:],
+    numbered([CREATED]),
+    numbered([ADDED]),
+    numbered([whole("output_text", text="x")]),
+    numbered([whole("output_text", text="x", content_index=1)]),
+    numbered([whole("reasoning_summary_text", text="x")]),
+    numbered([completed(usage=USAGE)]),
+    b"event: response.output_text.delta\ndata: {}\n\n",
+    b"event: response.output_text.delta\n\n",
+    b": c\n\n",
+    b"data: [DONE]\n\n",
+]
+
+
+@given(mutated(RUN_EVENTS), st.booleans(), st.sampled_from([200, 1 << 20]), st.data())
+def test_a_run_of_deltas_is_passed_as_each_of_them_would_be(
+    stream: bytes, opened: bool, limit: int, chosen: st.DataObject
+) -> None:
+    assert_quiet_is_only_faster(
+        lambda: ResponsesStream(public_name="pub", max_event_bytes=limit),
+        lambda: Slow(public_name="pub", max_event_bytes=limit),
+        (OPENED if opened else b"") + stream,
+        chosen,
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_of_plain_deltas_is_not_looked_at_one_by_one(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is what makes it fast."""
+    stream = ResponsesStream()
+    stream.receive_data(OPENED + deltas(2, kind))
+    with monkeypatch.context() as patch:
+        patch.delattr(ResponsesStream, "_forward_data")
+        assert stream.receive_data(deltas(5, kind) + deltas(8, kind)[:9]) == deltas(5, kind)
+        assert stream.receive_data(deltas(8, kind)[9:]) == deltas(8, kind)
+    assert stream.chunks == 11
+
+
+@pytest.mark.parametrize("other", [deltas(8, content_index=1), deltas(8, summary_index=1), deltas(9)])
+def test_a_run_of_which_the_end_is_another_text_or_out_of_order_is_looked_at(other: bytes) -> None:
+    fast, slow = ResponsesStream(), Slow()
+    for machine in (fast, slow):
+        machine.receive_data(OPENED + deltas(2))
+    assert fast.receive_data(deltas(5) + other) == slow.receive_data(deltas(5) + other)
+    last = data_only([{**event("response.output_text.done", output_index=0, content_index=1, text="x")}])
+    assert fast.receive_data(last) == slow.receive_data(last)
+    assert fast.chunks == slow.chunks
+
+
+def test_a_number_that_javascript_cannot_count_is_never_passed() -> None:
+    """However the deltas come."""
+    last = 2**53 - 1
+    for many in (1, 3):
+        stream = ResponsesStream()
+        stream.receive_data(OPENED + deltas(last - 3, delta="y"))
+        out = b"".join([stream.receive_data(deltas(last)) for _ in range(many)])
+        assert told(out)[0]["sequence_number"] == last
+        assert stream.chunks == 5 + 3 * many
+
+
+# --- texts that come only whole ---
+
+
+def test_a_text_that_comes_only_whole_is_said_before_that() -> None:
+    steps = [
+        CREATED,
+        ADDED,
+        whole("output_text", content_index=0, text="a\n", logprobs=[]),
+        completed(usage=USAGE),
+    ]
+    out, machine = run(numbered(steps))
+    events = told(out)
+    assert events[2] == {
+        "type": "response.output_text.delta",
+        "item_id": "msg_1",
+        "output_index": 0,
+        "content_index": 0,
+        "delta": "a\n",
+        "logprobs": [],
+        "sequence_number": 2,
+    }
+    assert b"event: response.output_text.delta\ndata: " in out
+    assert [members["sequence_number"] for members in events] == [0, 1, 2, 3, 4]
+    assert events[3]["text"] == "a\n"
+    assert (machine.chunks, machine.state) == (5, StreamState.DONE)
+
+
+def test_a_text_of_which_there_was_a_delta_is_not_said_again() -> None:
+    stream = OPENED + deltas(2) + deltas(5) + data_only([{**whole("output_text", text="x"), "sequence_number": 8}])
+    for size in (None, 1, 300):
+        assert run(stream, size)[0].count(b"output_text.delta") == stream.count(b"output_text.delta")
+
+
+def test_a_text_that_is_said_has_the_id_of_its_item() -> None:
+    rotated_done = {**whole("function_call_arguments", arguments="{}"), "item_id": "rotated"}
+    for steps in ([CREATED, ADDED, rotated_done], [CREATED, whole("function_call_arguments", arguments="{}")]):
+        events = told(run(numbered(steps))[0])
+        assert (events[-2]["item_id"], events[-1]["item_id"]) == ("msg_1", "msg_1")
+        assert (events[-2]["delta"], events[-2]["sequence_number"]) == ("{}", len(steps) - 1)
