@@ -67,11 +67,11 @@ class Outcome(enum.Enum):
     REFUSED_INVALID = "refused_invalid"
     REFUSED_MODEL = "refused_model"
     REFUSED_SCOPE = "refused_scope"
-    """The key may not use this model."""
+    """The key may not use this model, or no identity serves it there."""
     REFUSED_RATE = "refused_rate"
     REFUSED_TOO_LARGE = "refused_too_large"
     REFUSED_BUSY = "refused_busy"
-    """The upstream has as many requests in flight as it may, and the wait for a slot was over."""
+    """No slot at the upstream came free in time, or the seat that serves the caller cannot be used now."""
 
 
 class Failure(enum.Enum):

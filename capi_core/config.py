@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from capi_core.aliases import Alias, Catalog, Fallback, UpstreamModels
 from capi_core.errors import CoreError
+from capi_core.github.headers import RESERVED_NAMES
 from capi_core.members import JSONObject, MembersError
 from capi_core.protocols.kinds import Protocol
 from capi_core.routing import UpstreamTraits
@@ -45,6 +46,8 @@ _Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1024**3, description="bytes")]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
 # `(?!\n)`, because Python's `$` also matches before a newline at the end.
 _ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,127}(?!\n)$")]
+_HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[!-~]([ -~]{0,254}[!-~])?(?!\n)$")]
+_HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _UpstreamName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(?!\n)$")]
 
 
@@ -79,11 +82,11 @@ class ModelConfig(msgspec.Struct, frozen=True, kw_only=True):
 class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     """A model server behind the gateway."""
 
-    kind: Literal["openai", "anthropic", "demo"]
-    """`openai`: any server that speaks OpenAI's API. `anthropic`: any that speaks Anthropic's Messages. `demo`: the
-    simulated provider that capi brings along."""
+    kind: Literal["openai", "anthropic", "copilot", "demo"]
+    """`openai`: any server that speaks OpenAI's API. `anthropic`: any that speaks Anthropic's Messages. `copilot`:
+    GitHub Copilot, by the seats linked with `capi auth`. `demo`: the simulated provider that capi brings along."""
     base_url: str | None = None
-    """Not for `demo`: the URL up to and including `/v1`."""
+    """Not for `demo` and `copilot`: the URL up to and including `/v1`."""
     protocols: Annotated[tuple[Protocol, ...], msgspec.Meta(min_length=1)] | None = None
     """What it speaks, where its model list does not say (`supported_endpoints`). Unset: `["chat"]` for `openai`,
     `["messages"]` for `anthropic`, all three for `demo`."""
@@ -92,7 +95,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     websocket: bool = False
     """It takes Responses over WebSocket too: clients that come by WebSocket are served over one to it."""
     count_tokens: bool | None = None
-    """It has POST /messages/count_tokens. Unset: yes for `anthropic` and `demo`, else tokens are counted here."""
+    """It has POST /messages/count_tokens. Unset: yes for `anthropic` and `demo`; else tokens are counted here."""
     reasoning_member: ReasoningMember = ReasoningMember.NONE
     """Where a Chat upstream takes a model's earlier reasoning back; `none` leaves it out."""
     max_tokens_member: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
@@ -106,6 +109,12 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     upstream tells what it cost; its slot stays taken meanwhile."""
     drain_max_s: _Seconds = 30.0
     """How long at most, with `drain_to_usage`."""
+    editor_version: _HeaderValue | None = None
+    """`copilot`: the header `editor-version`, `NAME/VERSION`. Unset: capi's own."""
+    integration_id: _HeaderValue = "vscode-chat"
+    """`copilot`: the header `copilot-integration-id`; Copilot only takes those that it knows."""
+    extra_headers: dict[str, _HeaderValue] = {}
+    """`copilot`: further headers of each request to it. None that says who asks or how a request is billed."""
     betas: tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.-]{1,100}(?!\n)$")], ...] = ()
     """`anthropic-beta` values that go with each Messages request, besides the client's own."""
     api_key_env: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]*(?!\n)$")] | None = None
@@ -128,7 +137,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def traits(self) -> UpstreamTraits:
         """What routing asks of it."""
-        counts = self.kind != "openai" if self.count_tokens is None else self.count_tokens
+        counts = self.kind in {"anthropic", "demo"} if self.count_tokens is None else self.count_tokens
         return UpstreamTraits(
             protocols=self.protocols or _SPOKEN[self.kind],
             count_tokens=counts,
@@ -138,6 +147,7 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
             max_tokens_member=self.max_tokens_member,
             image_urls=self.image_urls,
             betas=self.betas,
+            copilot=self.kind == "copilot",
         )
 
 
@@ -157,6 +167,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     idle_connection_s: _Seconds = 75.0
     write_stall_s: _Seconds = 30.0
     """A client that takes no byte for this long is dropped."""
+    max_in_flight_per_identity: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 4
+    """How many requests may be under way at once on one Copilot identity, unless it has a cap of its own."""
     max_queued_per_identity: Annotated[int, msgspec.Meta(ge=0, le=100_000)] = 64
     """How many requests may wait for an upstream with a cap; more are refused with 429."""
     queue_timeout_s: _Seconds = 60.0
@@ -238,7 +250,7 @@ def parse(text: bytes) -> tuple[Config, tuple[ConfigProblem, ...]]:
     if problems:
         raise ConfigError(tuple(sorted(problems, key=str)))
     config = msgspec.json.decode(text, type=Config)
-    problems = [*_model_rules(config)]
+    problems = [*_model_rules(config), *_seat_rules(config)]
     for name, upstream in config.upstreams.items():
         problems += _upstream_rules(f"$.upstreams.{name}", upstream)
     if problems:
@@ -273,6 +285,7 @@ _ENDS_IN_A_NUMBER: Final = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 _SPOKEN: Final[Mapping[str, tuple[Protocol, ...]]] = {
     "openai": (Protocol.CHAT,),
     "anthropic": (Protocol.MESSAGES,),
+    "copilot": (Protocol.CHAT,),
     "demo": tuple(Protocol),
 }
 """What each kind of upstream speaks when its configuration and its model list do not say."""
@@ -336,6 +349,12 @@ def _problem(path: str, error: Exception) -> ConfigProblem:
     return ConfigProblem(path + inner.rstrip("`"), message)
 
 
+def _seat_rules(config: Config) -> list[ConfigProblem]:
+    seated = [name for name, upstream in config.upstreams.items() if upstream.kind == "copilot"]
+    text = f"every identity is a seat of {seated[0]!r} already: one upstream of this kind is enough" if seated else ""
+    return [ConfigProblem(f"$.upstreams.{name}.kind", text) for name in seated[1:]]
+
+
 def _model_rules(config: Config) -> list[ConfigProblem]:
     problems = []
     for name, model in config.models.items():
@@ -359,14 +378,28 @@ def _model_rules(config: Config) -> list[ConfigProblem]:
 
 def _upstream_rules(path: str, upstream: UpstreamConfig) -> list[ConfigProblem]:
     problems = []
-    if upstream.kind == "demo" and upstream.base_url is not None:
-        problems.append(ConfigProblem(f"{path}.base_url", "the demo provider has its own address; leave this out"))
-    if upstream.kind != "demo":
+    if upstream.kind in {"demo", "copilot"} and upstream.base_url is not None:
+        problems.append(ConfigProblem(f"{path}.base_url", f"{upstream.kind} has its own address; leave this out"))
+    if upstream.kind == "copilot":
+        problems += _copilot_rules(path, upstream)
+    elif upstream.kind != "demo":
         message = _base_url_fault(upstream.base_url, allow_http=upstream.allow_http)
         if message is not None:
             problems.append(ConfigProblem(f"{path}.base_url", message))
     if upstream.api_key_env is not None and upstream.api_key_file is not None:
         problems.append(ConfigProblem(path, "name either api_key_env or api_key_file, not both"))
+    return problems
+
+
+def _copilot_rules(path: str, upstream: UpstreamConfig) -> list[ConfigProblem]:
+    problems = []
+    if upstream.api_key_env is not None or upstream.api_key_file is not None:
+        text = "Copilot takes no api key: leave it out, and link a seat with `capi auth`"
+        problems.append(ConfigProblem(path, text))
+    for name in upstream.extra_headers:
+        if name in RESERVED_NAMES or not _HEADER_NAME.fullmatch(name):
+            text = f"{name!r} is not the name of a header, in small letters, that is free to be set"
+            problems.append(ConfigProblem(f"{path}.extra_headers", text))
     return problems
 
 

@@ -190,11 +190,12 @@ class Exchange:
             return []
         return self._answer_problem(problem, outcome)
 
-    def no_slot(self, problem: Problem) -> list[Command]:
-        """The upstream takes no more requests at once, and the wait for its slot is over."""
+    def no_seat(self, problem: Problem) -> list[Command]:
+        """Nobody can take the request to the upstream: no slot came free in time, or no identity serves the caller."""
         if self._ended(State.REQUESTED, State.WAITING):
             return []
-        return self._fall_back(problem.status) or self._answer_problem(problem, Outcome.REFUSED_BUSY)
+        outcome = Outcome.REFUSED_SCOPE if problem.status == _FORBIDDEN else Outcome.REFUSED_BUSY
+        return self._fall_back(_BUSY) or self._answer_problem(problem, outcome)
 
     def receive_head(self, status: int, headers: Iterable[tuple[bytes, bytes]]) -> list[Command]:
         """The upstream's response head: names in any case, values as received."""
@@ -419,6 +420,8 @@ class Exchange:
         return False
 
 
+_FORBIDDEN: Final = 403
+_BUSY: Final = 429
 _NOT_GENERATED: Final = frozenset({Operation.EMBEDDINGS, Operation.COUNT_TOKENS})
 _KEEP_ALIVE_STATES: Final = frozenset({State.REQUESTED, State.WAITING, State.HOLDING, State.STREAMING})
 

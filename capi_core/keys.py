@@ -32,6 +32,7 @@ __all__ = [
     "KeyState",
     "Tier",
     "Unchanged",
+    "changed",
     "effective_rpm",
     "format_key",
     "hash_prefix",
@@ -40,6 +41,7 @@ __all__ = [
     "mask_keys",
     "may_call",
     "shown_hash",
+    "text_fault",
     "validate",
 ]
 
@@ -277,18 +279,19 @@ class KeyEdit:
         """The record with the changes made."""
         return evolve(
             record,
-            label=_changed(self.label, record.label),
-            owner=_changed(self.owner, record.owner),
-            identity=_changed(self.identity, record.identity),
-            allowed_models=tuple(_changed(self.allowed_models, record.allowed_models)),
-            rate_limit_override=_changed(self.rate_limit_override, record.rate_limit_override),
-            budget=_changed(self.budget, record.budget),
-            expires_at=_changed(self.expires_at, record.expires_at),
-            debug_expires_at=_changed(self.debug_expires_at, record.debug_expires_at),
+            label=changed(self.label, record.label),
+            owner=changed(self.owner, record.owner),
+            identity=changed(self.identity, record.identity),
+            allowed_models=tuple(changed(self.allowed_models, record.allowed_models)),
+            rate_limit_override=changed(self.rate_limit_override, record.rate_limit_override),
+            budget=changed(self.budget, record.budget),
+            expires_at=changed(self.expires_at, record.expires_at),
+            debug_expires_at=changed(self.debug_expires_at, record.debug_expires_at),
         )
 
 
-def _changed(value: _T | Unchanged, old: _T) -> _T:
+def changed(value: _T | Unchanged, old: _T) -> _T:
+    """What an edit makes of `old`."""
     return old if isinstance(value, Unchanged) else value
 
 
@@ -303,9 +306,9 @@ class FieldProblem:
 def validate(chosen: KeyDraft | KeyEdit, *, default_rpm: int, now_ms: int) -> tuple[FieldProblem, ...]:
     """Everything that is wrong with a draft or an edit; empty when nothing is. `default_rpm`: requests per minute."""
     faults = {
-        "label": _text_fault(chosen.label),
-        "owner": _text_fault(chosen.owner),
-        "identity": _text_fault(chosen.identity),
+        "label": text_fault(chosen.label),
+        "owner": text_fault(chosen.owner),
+        "identity": text_fault(chosen.identity),
         "allowed_models": _models_fault(chosen.allowed_models),
         "rate_limit_override": _rate_fault(chosen.rate_limit_override, default_rpm * _MAX_RATE_FACTOR),
         "budget": _budget_fault(chosen.budget),
@@ -316,13 +319,14 @@ def validate(chosen: KeyDraft | KeyEdit, *, default_rpm: int, now_ms: int) -> tu
     return tuple(FieldProblem(name, message) for name, message in faults.items() if message is not None)
 
 
-def _text_fault(text: str | Unchanged | None) -> str | None:
+def text_fault(text: str | Unchanged | None, most: int = _MAX_TEXT) -> str | None:
+    """What is wrong with a text that an operator types, of at most so many characters; `None`: nothing, or no text."""
     if text is None or isinstance(text, Unchanged):
         return None
     if not text.strip():
         return "must not be empty"
-    if len(text) > _MAX_TEXT:
-        return f"has more than {_MAX_TEXT} characters"
+    if len(text) > most:
+        return f"has more than {most} characters"
     if not text.isprintable() or text != text.strip():
         return "must be printable characters on one line, without spaces around them"
     if KEY_PREFIX in text:

@@ -205,7 +205,7 @@ class Gateway:
             receive=call.receive,
             send=call.send,
             timeouts=partial(_timeouts, snapshot.config),
-            take_seat=partial(self._seats.take, access.key.id),
+            take_seat=partial(self._seats.take, access.key),
             extra_headers=call.headers,
         )
         self._relays.add(relay)
@@ -225,7 +225,7 @@ class Gateway:
             traits=self._traits.of(snapshot.config),
             may_call=partial(may_call, access.key),
             limits=ExchangeLimits(limits.max_event_bytes, limits.max_answer_bytes),
-            hidden=self._client.secrets,
+            hidden=self._seats.secrets,
             count_tokens=_count,
         )
 
@@ -252,6 +252,7 @@ class Gateway:
             first_byte_ms=_round(result.first_byte_ms),
             latency_ms=_round(result.latency_ms),
             queue_ms=_round(result.queue_ms),
+            identity=result.identity,
             upstream_failure=result.upstream_failure,
             usage_source=record.usage_source.value,
             **tokens,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 import trio
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
     from capi_core.aliases import Catalog
     from capi_core.config import Config
-    from capi_trio.upstream import UpstreamClient
 
-__all__ = ["CatalogKeeper", "decode_model_list"]
+__all__ = ["CatalogKeeper", "ModelSource", "decode_model_list"]
 
 _REFRESH_S: Final = 3600.0
 _RETRY_S: Final = 30.0
@@ -51,12 +50,20 @@ def decode_model_list(body: bytes) -> dict[str, bytes]:
     return models
 
 
+class ModelSource(Protocol):
+    """Where model lists come from."""
+
+    async def list_models(self, upstream: str, /) -> bytes:
+        """The body of that upstream's GET /models. Raises `UpstreamFailedError`."""
+        ...
+
+
 class CatalogKeeper:
     """Keeps the routing snapshot of one configuration up to date. `catalog` is replaced, never changed."""
 
-    def __init__(self, config: Config, client: UpstreamClient) -> None:
+    def __init__(self, config: Config, source: ModelSource) -> None:
         self._config = config
-        self._client = client
+        self._source = source
         self._log = get_logger("catalog")
         self._lists: dict[str, Mapping[str, bytes] | None] = {}
         self._changed = trio.Event()
@@ -100,7 +107,7 @@ class CatalogKeeper:
 
     async def _refresh_one(self, name: str) -> None:
         try:
-            models = decode_model_list(await self._client.list_models(name))
+            models = decode_model_list(await self._source.list_models(name))
         except (UpstreamFailedError, ValueError) as error:
             self._log.warning("model_list_unavailable", upstream=name, reason=str(error))
             return

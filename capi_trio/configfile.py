@@ -53,6 +53,8 @@ def upstream_targets(
     targets: dict[str, UpstreamTarget] = {}
     problems: list[ConfigProblem] = []
     for name, upstream in config.upstreams.items():
+        if upstream.kind == "copilot":  # each seat has an address and a credential of its own
+            continue
         try:
             key = _read_key(f"$.upstreams.{name}", upstream, environ, base_dir)
         except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What an operator can do to a gateway's keys and files, as commands with answers.
+"""What an operator can do to a gateway's keys, identities and files, as commands with answers.
 
 The same commands run in two places: inside the running server, reached over its control socket, or in a command-line
 process of its own that holds the data directory's lock. Either way there is one writer.
@@ -19,10 +19,12 @@ from capi_core.audit import Action, AuditDraft
 from capi_core.config import ConfigError, parse
 from capi_core.keys import UNCHANGED, Budget, BudgetPeriod, BudgetUnit, KeyDraft, KeyEdit, Tier
 from capi_trio.configstore import Swap
+from capi_trio.identities import IdentityBook, IdentityChoiceError
+from capi_trio.identity_operations import IdentitiesAnswer, IdentityAnswer, IdentityCommand, run_identity_command
 from capi_trio.keyring import CLI, KeyChoiceError, Keyring, KeyView
 from capi_trio.storage.backup import back_up
 from capi_trio.storage.database import Mutation
-from capi_trio.storage.errors import CommitUnknown, KeyNotFound, StorageError
+from capi_trio.storage.errors import CommitUnknown, IdentityNotFound, KeyNotFound, StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,7 +134,17 @@ class ShowStatus(msgspec.Struct, tag="status"):
 
 
 Command = (
-    CreateKey | EditKey | RotateKey | RevokeKey | ShowKey | ListKeys | RecoverAdmin | BackUp | EditConfig | ShowStatus
+    CreateKey
+    | EditKey
+    | RotateKey
+    | RevokeKey
+    | ShowKey
+    | ListKeys
+    | IdentityCommand
+    | RecoverAdmin
+    | BackUp
+    | EditConfig
+    | ShowStatus
 )
 
 
@@ -174,7 +186,7 @@ class Refused(msgspec.Struct, tag="refused"):
     message: str
 
 
-Answer = KeyAnswer | KeysAnswer | ServerStatus | Done | Refused
+Answer = KeyAnswer | KeysAnswer | IdentityAnswer | IdentitiesAnswer | ServerStatus | Done | Refused
 
 _RECOVERED: Final = KeyDraft(label="recovered admin", tier=Tier.ADMIN)
 
@@ -184,6 +196,7 @@ class Operations:
     """Carries commands out."""
 
     keyring: Keyring
+    identities: IdentityBook
     database: Database
     writer: AuditWriter
     lock: DirectoryLock
@@ -197,7 +210,9 @@ class Operations:
             return await self._run(command)
         except KeyNotFound as error:
             return Refused(f"{error}, or more than one; capi keys list shows their ids")
-        except (ConfigError, KeyChoiceError, StorageError) as error:
+        except IdentityNotFound as error:
+            return Refused(f"{error}; capi identities list shows their names")
+        except (ConfigError, KeyChoiceError, IdentityChoiceError, StorageError) as error:
             return Refused(str(error))
 
     async def _run(self, command: Command) -> Answer:
@@ -227,6 +242,8 @@ class Operations:
                 return await self._edit_config(Path(path), before, after)
             case ShowStatus():
                 return Refused("no server runs here") if self.status is None else self.status()
+            case _:
+                return await run_identity_command(self.identities, command)
 
     def _id(self, wanted: str) -> str:
         found = self.keyring.find(wanted)

@@ -15,6 +15,7 @@ Leaving the nursery closes the upstream's response, whatever the reason: a reque
 from __future__ import annotations
 
 import enum
+import http
 import math
 from typing import TYPE_CHECKING, Final
 
@@ -25,7 +26,7 @@ from hypercorn.typing import HTTPResponseBodyEvent, HTTPResponseStartEvent
 
 from capi_core.exchange import EndResponse, Failure, Outcome, SendBody, SendRequest, StartResponse, State
 from capi_trio.logs import describe, get_logger
-from capi_trio.slots import SlotRefusedError
+from capi_trio.seats import NoSeatError
 from capi_trio.upstream import UpstreamFailedError
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ class RelayTimeouts:
 class RelayResult:
     """How it went: the machine's account, and what only a clock can tell, in ms. `None`: it never came to that.
 
-    `queue_ms`: the wait for the slot of the last upstream that was asked; `None` where it has no cap.
+    `queue_ms`: the wait for the slot of the last upstream that was asked; `None` where it has no cap. `identity`: whose
+    seat that was, where it has some.
     """
 
     record: Record
@@ -73,6 +75,7 @@ class RelayResult:
     latency_ms: float
     upstream_failure: str | None
     queue_ms: float | None
+    identity: str | None
 
 
 class _Phase(enum.Enum):
@@ -97,7 +100,7 @@ _HANDED_OVER: Final = frozenset({_Outbox.SENDING_LAST, _Outbox.SENT})
 
 
 class Relay:
-    """Runs one `Exchange`. Use once. `timeouts`: of an upstream, by its name; `take_seat`: a seat at it."""
+    """Runs one `Exchange`. Use once. `timeouts`: of an upstream, by its name; `take_seat`: a seat for a request."""
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class Relay:
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,
         timeouts: Callable[[str], RelayTimeouts],
-        take_seat: Callable[[str], AbstractAsyncContextManager[Seat]],
+        take_seat: Callable[[SendRequest], AbstractAsyncContextManager[Seat]],
         extra_headers: Headers,
     ) -> None:
         self._exchange = exchange
@@ -123,6 +126,7 @@ class Relay:
         self._began = self._heard = trio.current_time()
         self._phase = _Phase.QUEUED
         self._slot: Slot | None = None
+        self._identity: str | None = None
         self._asked_at: float | None = None
         self._answered_at: float | None = None
         self._nap = trio.CancelScope()
@@ -205,7 +209,7 @@ class Relay:
 
     @property
     def _patience(self) -> float:
-        """How long the upstream may be silent now. The gate has its own limit on how long a request waits for a slot."""
+        """How long the upstream may be silent now. How long a request waits for a slot is limited by the gate."""
         match self._phase:
             case _Phase.QUEUED:
                 return math.inf
@@ -238,8 +242,8 @@ class Relay:
                 self._asking.cancel()
             try:
                 await self._read_response(request)
-            except SlotRefusedError as refused:
-                self._emit(self._exchange.no_slot(refused.problem))
+            except NoSeatError as refused:
+                self._emit(self._exchange.no_seat(refused.problem))
             except UpstreamFailedError as error:
                 self._failure = error.failure
                 self._upstream_failure = error.reason
@@ -250,15 +254,19 @@ class Relay:
             self._emit(self._exchange.receive_failure(self._aborted or self._failure))
 
     async def _read_response(self, request: SendRequest) -> None:
-        async with self._take_seat(request.upstream) as seat:
-            self._slot = seat.slot
+        async with self._take_seat(request) as seat:
+            self._slot, self._identity = seat.slot, seat.identity
             self._enter(_Phase.ASKED)
             self._asked_at = self._heard
             self._asking.deadline = self._heard + self._timeouts.total
-            await self._read_response_on(seat, request)
+            while not await self._read_response_on(seat, request):
+                await seat.renew()
 
-    async def _read_response_on(self, seat: Seat, request: SendRequest) -> None:
+    async def _read_response_on(self, seat: Seat, request: SendRequest) -> bool:
+        """False when the seat's credential was refused, and there may be a better one: nothing was told of it yet."""
         async with self._client.request(request, seat.target) as response:
+            if response.status == http.HTTPStatus.UNAUTHORIZED and seat.may_renew():
+                return False
             self._enter(_Phase.ANSWERED)
             self._answered_at = self._heard
             seat.heard(response.status, response.headers)
@@ -267,12 +275,13 @@ class Relay:
                 self._heard = trio.current_time()
                 self._emit(self._exchange.receive_data(chunk))
                 if self._exchange.state is State.DONE or self._next is not None:
-                    return
+                    return True
                 if self._exchange.answered and self._asking.deadline > self._heard + _LAST_BYTE_S:
                     self._asking.deadline = self._heard + _LAST_BYTE_S
                 while self._body_bytes > _OUTBOX_BYTES:
                     await self._room.park()
             self._emit(self._exchange.receive_eof())
+            return True
 
     async def _write(self) -> None:
         while self._outbox_state is not _Outbox.SENT:
@@ -348,4 +357,4 @@ class Relay:
         first = None if self._first_byte is None else (self._first_byte - self._began) * 1000
         latency = (trio.current_time() - self._began) * 1000
         queue_ms = None if self._slot is None else self._slot.waited_s * 1000
-        return RelayResult(record, first, latency, self._upstream_failure, queue_ms)
+        return RelayResult(record, first, latency, self._upstream_failure, queue_ms, self._identity)

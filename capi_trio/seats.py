@@ -1,75 +1,103 @@
 """What a request to an upstream rides on: where it goes, with what credential, and in which slot of how many.
 
 An upstream with a cap has a gate (`capi_trio.slots`): so many requests in flight, a bounded queue in front of them that
-is fair to every key, and a pause when the upstream asks for one. An upstream without a cap is always free.
+is fair to every key, and a pause when the upstream asks for one. An upstream without a cap is always free. Copilot has
+a gate for each of its identities (`capi_trio.copilot`).
 """
 
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from attrs import field, frozen
+from attrs import define, field
 
 from capi_core.gate_events import GateLimits, PauseCause
 from capi_core.headers import retry_after_s
-from capi_trio.slots import Slots
+from capi_trio.slots import SlotRefusedError, Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
+    from capi_core.commands import SendRequest
     from capi_core.config import Config
+    from capi_core.errors import Problem
     from capi_core.gate_events import GateSnapshot
     from capi_core.headers import Headers
+    from capi_core.keys import KeyRecord
+    from capi_trio.copilot import CopilotSeats
     from capi_trio.slots import Slot
     from capi_trio.upstream import UpstreamClient, UpstreamTarget
 
-__all__ = ["Seat", "Seats"]
+__all__ = ["NoSeatError", "Seat", "Seats"]
 
-_PAUSING = frozenset({429, 503})
-"""What an upstream says when it wants to be left alone; then `retry-after` is about all requests, not about this one."""
-_REFUSING = frozenset({403, 429})
+_PAUSING: Final = frozenset({429, 503})
+"""What an upstream says when it wants to be left alone; then `retry-after` is about all requests."""
+_REFUSING: Final = frozenset({403, 429})
 """What it says to those that it may take for abusers."""
 
 
-@frozen
+class NoSeatError(Exception):
+    """Nobody can take this request there. `problem`: what its caller is told."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.code)
+        self.problem = problem
+
+
+@define
 class Seat:
-    """`slot`: `None` where there is no cap."""
+    """`slot`: `None` where there is no cap. `identity`: the name of the one that is ridden, where there are some."""
 
     target: UpstreamTarget
     slot: Slot | None
-    _slots: Slots | None = field(repr=False)
-    _now_s: Callable[[], float] = field(repr=False)
+    identity: str | None = field(kw_only=True, default=None)
+    slots: Slots | None = field(kw_only=True, default=None, repr=False)
+    now_s: Callable[[], float] = field(kw_only=True, repr=False)
 
     def heard(self, status: int, headers: Headers) -> None:
         """The upstream's answer has begun: the gate learns from it what all others have to know."""
-        if self._slots is None:
+        if self.slots is None:
             return
-        pause = retry_after_s(headers, self._now_s()) if status in _PAUSING else None
+        pause = retry_after_s(headers, self.now_s()) if status in _PAUSING else None
         if pause:
-            self._slots.pause(pause, PauseCause.RETRY_AFTER)
+            self.slots.pause(pause, PauseCause.RETRY_AFTER)
         if status in _REFUSING:
-            self._slots.upstream_refused()
+            self.slots.upstream_refused()
+
+    def may_renew(self) -> bool:
+        """The upstream refused the credential: whether there may be a better one, for one more attempt."""
+        return False
+
+    async def renew(self) -> None:
+        """Gets it. Raises `NoSeatError`."""
 
 
 class Seats:
     """The seats at every upstream of `client`. `now_s`: seconds since epoch."""
 
-    def __init__(self, client: UpstreamClient, config: Config, *, now_s: Callable[[], float]) -> None:
+    def __init__(
+        self, client: UpstreamClient, config: Config, *, now_s: Callable[[], float], copilot: CopilotSeats | None = None
+    ) -> None:
         self._client = client
         self._now_s = now_s
+        self._copilot = copilot
         self._slots: dict[str, Slots] = {}
+        self._of_copilot: frozenset[str] = frozenset()
         self.set_config(config)
 
     def set_config(self, config: Config) -> None:
         """Goes on with other limits. Who has a slot or waits for one keeps it."""
         limits = config.limits
-        capped = {name: upstream.max_in_flight for name, upstream in config.upstreams.items()}
-        for name in self._slots.keys() - {name for name, cap in capped.items() if cap is not None}:
+        self._of_copilot = frozenset(name for name, upstream in config.upstreams.items() if upstream.kind == "copilot")
+        caps = {
+            name: upstream.max_in_flight
+            for name, upstream in config.upstreams.items()
+            if upstream.max_in_flight is not None and name not in self._of_copilot
+        }
+        for name in self._slots.keys() - caps.keys():
             del self._slots[name]
-        for name, cap in capped.items():
-            if cap is None:
-                continue
+        for name, cap in caps.items():
             gate = GateLimits(
                 cap=cap, max_queued=limits.max_queued_per_identity, queue_timeout_s=limits.queue_timeout_s
             )
@@ -77,21 +105,52 @@ class Seats:
                 self._slots[name].resize(gate)
             else:
                 self._slots[name] = Slots(gate)
+        if self._copilot is not None:
+            self._copilot.set_config(config)
 
     @asynccontextmanager
-    async def take(self, key_id: str, upstream: str) -> AsyncIterator[Seat]:
-        """Waits for a seat in the name of a key, and holds it for the block.
+    async def take(self, key: KeyRecord, request: SendRequest) -> AsyncIterator[Seat]:
+        """Waits for a seat for a key's request, and holds it for the block.
 
-        Raises `SlotRefusedError` when there is none to be had, `UpstreamFailedError` when there is no such upstream.
+        Raises `NoSeatError` when there is none to be had, `UpstreamFailedError` when there is no such upstream.
         """
-        target = self._client.target(upstream)
-        slots = self._slots.get(upstream)
-        if slots is None:
-            yield Seat(target, None, None, self._now_s)
+        if self._copilot is not None and request.upstream in self._of_copilot:
+            async with self._copilot.take(key, request) as seat:
+                yield seat
             return
-        async with slots.hold(key_id) as slot:
-            yield Seat(target, slot, slots, self._now_s)
+        target = self._client.target(request.upstream)
+        slots = self._slots.get(request.upstream)
+        if slots is None:
+            yield Seat(target, None, now_s=self._now_s)
+            return
+        async with hold(slots, key.id) as slot:
+            yield Seat(target, slot, slots=slots, now_s=self._now_s)
+
+    async def list_models(self, upstream: str) -> bytes:
+        """The body of an upstream's GET /models. Raises `UpstreamFailedError`."""
+        if self._copilot is not None and upstream in self._of_copilot:
+            return await self._copilot.list_models()
+        return await self._client.list_models(upstream)
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """Every credential that a seat can have, for masking."""
+        return self._client.secrets if self._copilot is None else (*self._client.secrets, *self._copilot.secrets)
 
     def snapshots(self) -> Mapping[str, GateSnapshot]:
-        """Every gate as the operator sees it, by upstream."""
+        """The gate of each upstream with a cap, as the operator sees it."""
         return {name: slots.snapshot() for name, slots in self._slots.items()}
+
+
+@asynccontextmanager
+async def hold(slots: Slots, key_id: str) -> AsyncIterator[Slot]:
+    """A slot for the block. Raises `NoSeatError`."""
+    holding = slots.hold(key_id)
+    try:
+        slot = await holding.__aenter__()
+    except SlotRefusedError as refused:
+        raise NoSeatError(refused.problem) from None
+    try:
+        yield slot
+    finally:
+        await holding.__aexit__(None, None, None)

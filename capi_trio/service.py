@@ -9,6 +9,7 @@ background part that fails takes the process down: a gateway that is half alive 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import threading
 import time
@@ -31,7 +32,11 @@ from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import upstream_targets
 from capi_trio.configstore import restart_members, sweep
 from capi_trio.control import serve_control
+from capi_trio.copilot import CopilotSeats
 from capi_trio.demo.app import DemoProvider, IdCounter
+from capi_trio.demo.github import DemoGitHub
+from capi_trio.github.linking import CLIENT_ID
+from capi_trio.identities import IdentityBook
 from capi_trio.keyring import Keyring
 from capi_trio.logs import get_logger
 from capi_trio.operations import Operations, ServerStatus
@@ -131,6 +136,7 @@ async def serve(
             await trio.to_thread.run_sync(sweep, store.path)
         service = _Service(config, options, database, writer, lock)
         await service.keyring.load()
+        await service.identities.load()
         stall = config.limits.write_stall_s
         listener = await stack.enter_async_context(listen(options.host, options.port, write_stall_s=stall))
         async with UpstreamClient({}) as client:
@@ -153,6 +159,7 @@ class _Service:
         self._started = config
         self._cut = 0
         self.keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=self._default_rpm)
+        self.identities = IdentityBook(database, lock.directory, now_ms=now_ms, random_bytes=random_bytes)
 
     def _default_rpm(self) -> int:
         return self._state.config.limits.requests_per_minute
@@ -170,8 +177,10 @@ class _Service:
             await self._use_upstreams(config, client, background)
             await self._audit_start()
             door = await self._open_door(background)
-            keeper = CatalogKeeper(config, client)
-            seats = Seats(client, config, now_s=lambda: now_ms() / 1000)
+            copilot = CopilotSeats(self.identities, client, now_s=_now_s, fraction=random.random)
+            seats = Seats(client, config, now_s=_now_s, copilot=copilot)
+            keeper = CatalogKeeper(config, seats)
+            background.start_soon(copilot.run)
             server = self._gateway(client, seats, keeper, door)
             background.start_soon(self._writer.run)
             background.start_soon(self._prune)
@@ -181,11 +190,18 @@ class _Service:
                 serve_control,
                 options.data_dir,
                 Operations(
-                    self.keyring, self._database, self._writer, self._lock, now_ms, partial(self._status, door, store)
+                    self.keyring,
+                    self.identities,
+                    self._database,
+                    self._writer,
+                    self._lock,
+                    now_ms,
+                    partial(self._status, door, store),
                 ),
             )
             if options.database is not None:
                 background.start_soon(self.keyring.follow)
+                background.start_soon(self.identities.follow)
             if store is not None:
                 background.start_soon(store.watch, self._reloader(client, seats, keeper, background))
             port = listener.socket.getsockname()[1]
@@ -325,6 +341,10 @@ class _Service:
         upstream_targets(config, self._options.environ, base_dir=self._options.base_dir, demo_urls=urls)
 
 
+def _now_s() -> float:
+    return now_ms() / 1000
+
+
 def _demo_names(config: Config) -> set[str]:
     return {name for name, upstream in config.upstreams.items() if upstream.kind == "demo"}
 
@@ -338,7 +358,8 @@ def _start_demo(background: trio.Nursery, new_request_id: Callable[[], str]) -> 
     limits = LimitsConfig()
     listener = listen("127.0.0.1", 0, write_stall_s=limits.write_stall_s)
     # Ids must not come again after a restart; what tests look into need not be kept.
-    app = DemoProvider(time.time, IdCounter(f"{time.time_ns():x}"), kept_records=0)
+    github = DemoGitHub(client_id=CLIENT_ID)
+    app = DemoProvider(time.time, IdCounter(f"{time.time_ns():x}"), kept_records=0, github=github)
     background.start_soon(_server(app, limits, new_request_id).serve, listener)
     return f"http://127.0.0.1:{listener.socket.getsockname()[1]}/v1"
 

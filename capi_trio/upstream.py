@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from capi_core import __version__
 from capi_core.exchange import Failure
+from capi_core.protocols.kinds import Protocol as Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -27,11 +28,13 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from capi_core.exchange import SendRequest
+    from capi_core.exchange import Operation, SendRequest
     from capi_core.headers import Headers
 
 __all__ = [
     "Address",
+    "FetchLimits",
+    "Fetched",
     "Secret",
     "UpstreamClient",
     "UpstreamFailedError",
@@ -72,7 +75,8 @@ class UpstreamTarget:
     """Where an upstream is, and what opens it. `base_url` has no trailing slash.
 
     `anthropic`: its key goes as `x-api-key`, and it wants to be told a version with every request. `websocket`: it
-    offers Responses over WebSocket as well (`capi_trio.upstream_socket`).
+    offers Responses over WebSocket as well (`capi_trio.upstream_socket`). `copilot`: its URL has no version, but for
+    Messages. `headers`: what opens it besides a key.
     """
 
     name: str
@@ -81,6 +85,13 @@ class UpstreamTarget:
     connect_timeout_s: float = 10.0
     anthropic: bool = False
     websocket: bool = False
+    copilot: bool = False
+    headers: Headers = field(default=(), repr=False)
+
+    def path(self, operation: Operation) -> str:
+        """Where an operation is, below `base_url`."""
+        messages = operation.protocol is Wire.MESSAGES
+        return f"/v1{operation.value}" if self.copilot and messages else operation.value
 
 
 @frozen
@@ -114,6 +125,24 @@ class UpstreamResponse:
     def chunks(self) -> AsyncIterator[bytes]:
         """The body's bytes. Iterate inside `request` only, with its errors mapped; once."""
         return self._chunks()
+
+
+@frozen
+class FetchLimits:
+    """Of a small answer that is read whole. `total_s`: from asking until its last byte."""
+
+    max_bytes: int
+    total_s: float
+    connect_s: float
+
+
+@frozen
+class Fetched:
+    """A whole answer, of any status."""
+
+    status: int
+    headers: Headers = field(repr=False)
+    body: bytes = field(repr=False)
 
 
 class UpstreamSource(Protocol):
@@ -182,12 +211,13 @@ class UpstreamClient:
     ) -> AsyncIterator[UpstreamResponse]:
         """Sends `request`; the response is open inside the `async with`. Raises `UpstreamFailedError`.
 
-        `target`: where to, if not where the request's upstream is configured to be. Leaving the block, by whatever way, closes the upstream connection unless the response was read to its end.
+        `target`: where to, if not where the request's upstream is configured to be. Leaving the block, by whatever way,
+        closes the upstream connection unless the response was read to its end.
         """
         target = target or self.target(request.upstream)
         headers = (*request.headers, *credential_headers(target))
         with _failures_mapped():
-            async with self._stream(target, "POST", request.operation.value, headers, request.body) as response:
+            async with self._stream(target, "POST", target.path(request.operation), headers, request.body) as response:
                 yield _opened(response)
 
     @contextlib.asynccontextmanager
@@ -210,9 +240,9 @@ class UpstreamClient:
             timeout=httpx.Timeout(None, connect=target.connect_timeout_s, write=_WRITE_TIMEOUT_S),
         )
 
-    async def list_models(self, name: str) -> bytes:
-        """The body of an upstream's GET /models. Raises `UpstreamFailedError`."""
-        target = self.target(name)
+    async def list_models(self, name: str, target: UpstreamTarget | None = None) -> bytes:
+        """The body of an upstream's GET /models; `target` as in `request`. Raises `UpstreamFailedError`."""
+        target = target or self.target(name)
         body = bytearray()
         with _failures_mapped(), trio.move_on_after(_LIST_TIMEOUT_S) as waiting:
             async with self._client.stream(
@@ -229,6 +259,19 @@ class UpstreamClient:
         if waiting.cancelled_caught:
             raise UpstreamFailedError(Failure.TIMEOUT, f"no model list within {_LIST_TIMEOUT_S:.0f} s")
         return bytes(body)
+
+    async def fetch(self, method: str, url: str, headers: Headers, body: bytes | None, limits: FetchLimits) -> Fetched:
+        """Asks `url`, which need be no target's, and without a credential of ours. Raises `UpstreamFailedError`."""
+        received = bytearray()
+        timeout = httpx.Timeout(None, connect=limits.connect_s)
+        with _failures_mapped(), trio.move_on_after(limits.total_s):
+            async with self._client.stream(method, url, headers=[*headers], content=body, timeout=timeout) as response:
+                async for chunk in _opened(response).chunks():
+                    received += chunk
+                    if len(received) > limits.max_bytes:
+                        raise UpstreamFailedError(Failure.BROKEN, "the answer is too long")
+                return Fetched(response.status_code, tuple(response.headers.raw), bytes(received))
+        raise UpstreamFailedError(Failure.TIMEOUT, f"no whole answer within {limits.total_s:.0f} s")
 
 
 def version_headers() -> dict[str, str]:
@@ -264,7 +307,7 @@ def _opened(response: httpx.Response) -> UpstreamResponse:
 def credential_headers(target: UpstreamTarget) -> Headers:
     """What opens the upstream."""
     if target.api_key is None:
-        return ()
+        return target.headers
     key = target.api_key.reveal().encode()
     return ((b"x-api-key", key),) if target.anthropic else ((b"authorization", b"Bearer " + key),)
 

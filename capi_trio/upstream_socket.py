@@ -115,7 +115,7 @@ class SocketUpstream:
         if not target.websocket or target in self._without or request.operation is not Operation.RESPONSES:
             return None
         headers = tuple(header for header in request.headers if header[0].lower() not in _OF_ONE_REQUEST)
-        address = address_of(target, request.operation.value)
+        address = address_of(target, target.path(request.operation))
         frame = encode_create(request.body)
         if address is None or frame is None:
             return None  # without an address HTTP will fail, and say how

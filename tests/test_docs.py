@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from capi_core.audit import Action
 from capi_core.commands import Outcome
 from capi_core.config import FeaturesConfig, LimitsConfig, ModelConfig, RetentionConfig, UpstreamConfig, parse
 
@@ -54,6 +55,10 @@ def test_every_error_code_is_documented() -> None:
     codes = error_codes()
     assert len(codes) > 20
     assert {code for code in codes if f"`{code}`" not in OPERATION} == set()
+
+
+def test_every_audited_action_is_documented() -> None:
+    assert {action.value for action in Action if f"`{action.value}`" not in OPERATION} == set()
 
 
 def test_every_outcome_is_documented() -> None:

@@ -42,6 +42,7 @@ PUBLIC: Final[Mapping[str, str]] = {
         OutputFormat OutputKind Reasoning ReasoningRequest Refusal ResultBlock Role Signature Source SourceKind
         Text ThinkingMode Tool ToolCall ToolChoice ToolKind ToolMode ToolRef ToolResult Turn
     """,
+    "capi_core.conversation_key": "conversation_key",
     "capi_core.counting": "count_request estimate_request",
     "capi_core.credentials": """
         ADMIN_REQUIRED Credential CredentialForm FOREIGN_TOKEN INVALID_API_KEY decide find_credential
@@ -77,11 +78,14 @@ PUBLIC: Final[Mapping[str, str]] = {
         Authorized Denied DeviceFlow DeviceFlowEvent DeviceFlowState Expired Failed FlowFailure ShowCode Wait
     """,
     "capi_core.github.endpoints": "Endpoint GITHUB GitHubHost GitHubRequest base_url",
-    "capi_core.github.headers": "ClientTraits",
+    "capi_core.github.headers": "ClientTraits RESERVED_NAMES",
     "capi_core.github.initiator": "Initiator has_images initiator_of",
     "capi_core.github.quota": "CHAT COMPLETIONS PREMIUM_INTERACTIONS Quota QuotaReport read_quota",
     "capi_core.github.refresh": "Refresh RefreshSchedule Refuse TokenDecision Use",
     "capi_core.headers": "Headers client_response_headers find retry_after_s upstream_request_headers",
+    "capi_core.identities": """
+        IdentityDraft IdentityEdit IdentityRecord IdentityState canonical_host choose is_identity_name validate
+    """,
     "capi_core.keys": """
         Budget BudgetPeriod BudgetUnit DEBUG_MAX_MS FieldProblem KEY_PREFIX KeyDraft KeyEdit KeyRecord KeyState
         Tier UNCHANGED Unchanged changed effective_rpm format_key hash_prefix is_well_formed key_hash mask_keys

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from capi_core.github.initiator import Initiator
     from capi_core.headers import Headers
 
-__all__ = ["ClientTraits"]
+__all__ = ["RESERVED_NAMES", "ClientTraits"]
 
 _OURS: Final = frozenset(
     {
@@ -31,6 +31,8 @@ _OURS: Final = frozenset(
     }
 )
 """What no configuration may set: credentials, framing, and what is billed by."""
+RESERVED_NAMES: Final = frozenset(name.decode() for name in _OURS)
+
 
 
 def _one_line(_instance: ClientTraits, attribute: Attribute[str], value: str) -> None:

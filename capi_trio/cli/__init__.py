@@ -11,11 +11,13 @@ import click
 from capi_core import __version__
 from capi_trio.cli.admin import admin_commands
 from capi_trio.cli.audit import audit_commands
+from capi_trio.cli.auth import auth_command
 from capi_trio.cli.backup import backup_command, restore_command
 from capi_trio.cli.config import config_commands
 from capi_trio.cli.conform import conform_command
 from capi_trio.cli.debug import debug_command
 from capi_trio.cli.doctor import doctor_command
+from capi_trio.cli.identities import identities_commands
 from capi_trio.cli.keys import keys_commands
 from capi_trio.cli.models import models_command
 from capi_trio.cli.run import demo_command, start_command
@@ -35,6 +37,8 @@ _COMMANDS = (
     start_command,
     demo_command,
     keys_commands,
+    auth_command,
+    identities_commands,
     models_command,
     config_commands,
     audit_commands,

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +19,7 @@ from capi_core.keys import BudgetPeriod, BudgetUnit, Tier
 from capi_trio.bootstrap import write_key_file
 from capi_trio.cli.operate import operate
 from capi_trio.cli.options import data_dir_option, database_option, fail, json_option, refuse
+from capi_trio.cli.tables import columns, instant
 from capi_trio.clock import now_ms
 from capi_trio.operations import (
     BudgetChoice,
@@ -52,6 +52,7 @@ key_file_option = click.option(
 )
 _models_option = click.option("--model", "models", multiple=True, help="A model it may call; repeat. [default: all]")
 _owner_option = click.option("--owner", help="Who answers for it.")
+_identity_option = click.option("--identity", help="The one GitHub identity that it may ride.")
 _rpm_option = click.option("--rpm", type=int, help="Requests per minute; 0 is the configured default.")
 _budget_option = click.option("--budget", help="Such as '2000000 tokens/month' or '5000000 money/day' (millionths).")
 _expires_option = click.option("--expires-in", help="Such as 12h or 90d.")
@@ -67,6 +68,7 @@ def keys_commands() -> None:
 @click.option("--tier", type=click.Choice([tier.value for tier in Tier]), default="client", show_default=True)
 @_models_option
 @_owner_option
+@_identity_option
 @_rpm_option
 @_budget_option
 @_expires_option
@@ -79,6 +81,7 @@ def create(
     tier: str,
     models: Sequence[str],
     owner: str | None,
+    identity: str | None,
     rpm: int | None,
     budget: str | None,
     expires_in: str | None,
@@ -93,6 +96,7 @@ def create(
         label=label,
         tier=Tier(tier),
         owner=owner,
+        identity=identity,
         allowed_models=tuple(models) or ("*",),
         rate_limit_override=rpm,
         budget=None if budget is None else _budget(budget),
@@ -127,10 +131,12 @@ def show(key: str, data_dir: Path, database: str | None, as_json: bool) -> None:
 @click.option("--label")
 @_models_option
 @_owner_option
+@_identity_option
 @_rpm_option
 @_budget_option
 @_expires_option
 @click.option("--no-owner", is_flag=True, help="Take the owner away.")
+@click.option("--no-identity", is_flag=True, help="Let it ride whatever its owner's keys may.")
 @click.option("--no-budget", is_flag=True, help="Take the budget away.")
 @click.option("--no-expiry", is_flag=True, help="Let it never expire.")
 @data_dir_option
@@ -141,10 +147,12 @@ def edit(
     label: str | None,
     models: Sequence[str],
     owner: str | None,
+    identity: str | None,
     rpm: int | None,
     budget: str | None,
     expires_in: str | None,
     no_owner: bool,
+    no_identity: bool,
     no_budget: bool,
     no_expiry: bool,
     data_dir: Path,
@@ -152,7 +160,12 @@ def edit(
     as_json: bool,
 ) -> None:
     """Change a key. Its tier never changes."""
-    _refuse_both(("--owner", owner, no_owner), ("--budget", budget, no_budget), ("--expires-in", expires_in, no_expiry))
+    _refuse_both(
+        ("--owner", owner, no_owner),
+        ("--identity", identity, no_identity),
+        ("--budget", budget, no_budget),
+        ("--expires-in", expires_in, no_expiry),
+    )
     command = EditKey(key=key)
     if label is not None:
         command.label = label
@@ -160,6 +173,8 @@ def edit(
         command.allowed_models = tuple(models)
     if owner is not None or no_owner:
         command.owner = owner
+    if identity is not None or no_identity:
+        command.identity = identity
     if rpm is not None:
         command.rate_limit_override = rpm
     if budget is not None or no_budget:
@@ -258,10 +273,7 @@ def _table(views: Sequence[KeyView]) -> str:
         (view.id, view.hash_prefix, view.tier, _state(view), " ".join(view.allowed_models), view.label)
         for view in views
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return columns(rows)
 
 
 def _state(view: KeyView) -> str:
@@ -274,7 +286,7 @@ def _state(view: KeyView) -> str:
 
 def _shown(name: str, value: object) -> str:
     if name.endswith("_at") and isinstance(value, int):
-        return datetime.fromtimestamp(value / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        return instant(value)
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -12,6 +12,7 @@ from capi_trio.cli.options import config_path, fail, prepare_data_dir, refuse
 from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import load
 from capi_trio.control import ask
+from capi_trio.identities import IdentityBook
 from capi_trio.keyring import Keyring
 from capi_trio.operations import Command, Operations, Refused, ServerStatus, ShowStatus
 from capi_trio.storage.audit_writer import open_audit_writer
@@ -67,7 +68,9 @@ async def _run(lock: DirectoryLock, command: Command, url: str | None, default_r
         writer = await stack.enter_async_context(open_audit_writer(database, lock))
         keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=lambda: default_rpm)
         await keyring.load()
-        return await Operations(keyring, database, writer, lock, now_ms).run(command)
+        identities = IdentityBook(database, lock.directory, now_ms=now_ms, random_bytes=random_bytes)
+        await identities.load()
+        return await Operations(keyring, identities, database, writer, lock, now_ms).run(command)
 
 
 def _default_rpm(data_dir: Path) -> int:

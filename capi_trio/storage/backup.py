@@ -8,8 +8,8 @@ A backup is a plain tar archive (readable with any `tar`), mode 0600:
     capi-backup.json    last: the format's version, the time, and size and SHA-256 of each file above
 
 `restore` unpacks one into an empty data directory and checks the sums. `load` then moves the unpacked database into an
-empty PostgreSQL one, where that is wanted. Not in a backup: the bootstrap key's file, debug traces, and the secrets
-that the configuration only names.
+empty PostgreSQL one, where that is wanted. Not in a backup: the bootstrap key's file, the identities' tokens, debug
+traces, and the secrets that the configuration only names.
 """
 
 from __future__ import annotations

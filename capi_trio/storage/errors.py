@@ -7,6 +7,7 @@
     - `BackupError`: no backup was made.
     - `RowDamaged`: one row cannot be understood.
     - `KeyNotFound`, `KeyExists`, `KeyNotActive`: the caller's request does not fit the keys there are.
+    - `IdentityNotFound`, `IdentityExists`, `IdentityConflict`: nor the identities.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ __all__ = [
     "DirectoryLocked",
     "DiskFull",
     "DriverMissing",
+    "IdentityConflict",
+    "IdentityExists",
+    "IdentityNotFound",
     "KeyExists",
     "KeyNotActive",
     "KeyNotFound",
@@ -120,6 +124,18 @@ class KeyExists(StorageError):
 
 class KeyNotActive(StorageError):
     """The key is revoked or expired, so it cannot be changed in this way."""
+
+
+class IdentityNotFound(StorageError):
+    """No identity has this name, or it was removed."""
+
+
+class IdentityExists(StorageError):
+    """An identity of this name is there already."""
+
+
+class IdentityConflict(StorageError):
+    """The identity is in no state for this change."""
 
 
 _CORRUPT: Final = "is damaged. Stop capi, keep a copy of the file, and restore a backup"

@@ -24,7 +24,10 @@ __all__ = [
     "instance_id",
     "open_private",
     "prepare_directory",
+    "read_private",
     "read_regular",
+    "replace_file",
+    "secret_directory",
     "sync_directory",
 ]
 
@@ -107,6 +110,23 @@ def create_file(path: Path, content: bytes = b"") -> None:
         raise
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Puts a file of mode 0600 in the place of another or of none, whole and for good.
+
+    Whoever calls this holds the directory's lock: what a killed process left half-made is taken away. Raises `OSError`;
+    then the old one is still there, or the new one is and might not outlive a power cut.
+    """
+    staged = path.with_name(f".{path.name}.tmp")
+    staged.unlink(missing_ok=True)
+    create_file(staged, content)
+    try:
+        staged.replace(path)
+    except BaseException:
+        staged.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
 def open_private(path: Path, flags: int) -> int:
     """Opens one of our own files, mode 0600, never through a link. Raises `UnsafePath` or `OSError`."""
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, FILE_MODE)
@@ -131,6 +151,37 @@ def read_regular(path: Path, limit: int) -> tuple[int, bytes]:
         if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return stat.S_IMODE(mode), file.read(limit)
+
+
+def read_private(path: Path, limit: int) -> bytes:
+    """At most `limit` bytes of one of our own files that holds a secret, never through a link.
+
+    Unlike `open_private` this refuses a file that others can read: its secret is no longer one. Raises `UnsafePath` or
+    `OSError`.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        _check_regular(path, found)
+        _check_closed(path, found, FILE_MODE)
+        return file.read(limit)
+
+
+def secret_directory(path: Path) -> None:
+    """Makes `path`, within a data directory, a directory of mode 0700; one that is there must be one, and this user's.
+
+    Raises `UnsafePath` or `OSError`.
+    """
+    try:
+        path.mkdir(mode=_DIRECTORY_MODE)
+        sync_directory(path.parent)
+    except FileExistsError:
+        pass
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode):
+        raise UnsafePath(f"{path} is not a directory, or a symbolic link to one")
+    _check_owner(path, found)
+    _check_closed(path, found, _DIRECTORY_MODE)
 
 
 def sync_directory(path: Path) -> None:
@@ -193,3 +244,9 @@ def _check_regular(path: Path, found: os.stat_result) -> None:
 def _check_owner(path: Path, found: os.stat_result) -> None:
     if found.st_uid != os.geteuid():
         raise UnsafePath(f"{path} belongs to user {found.st_uid}, and capi runs as user {os.geteuid()}")
+
+
+def _check_closed(path: Path, found: os.stat_result, mode: int) -> None:
+    if found.st_mode & _OTHERS:
+        is_open = f"others can read {path} (mode {stat.S_IMODE(found.st_mode):04o})"
+        raise UnsafePath(f"{is_open}. If nobody has, run: chmod {mode:o} {path}")

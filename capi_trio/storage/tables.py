@@ -9,7 +9,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-__all__ = ["audit_head", "audit_outbox", "keys", "metadata"]
+__all__ = ["audit_head", "audit_outbox", "identities", "keys", "metadata"]
 
 metadata: Final = sa.MetaData()
 
@@ -33,6 +33,32 @@ keys: Final = sa.Table(
     sa.Column("revoked_at", sa.BigInteger),
     sa.Column("rotated_from", sa.Text, sa.ForeignKey("keys.id", deferrable=True, initially="DEFERRED")),
     sa.Index("keys_newest", "created_at", "id"),
+)
+
+identities: Final = sa.Table(
+    "identities",
+    metadata,
+    sa.Column("id", sa.Text, primary_key=True),
+    sa.Column("name", sa.Text, nullable=False),
+    sa.Column("host", sa.Text, nullable=False),
+    sa.Column("login", sa.Text),
+    sa.Column("owner", sa.Text),
+    sa.Column("shared", sa.Boolean, nullable=False),
+    sa.Column("share_reason", sa.Text),
+    sa.Column("state", sa.Text, nullable=False),
+    sa.Column("state_reason", sa.Text),
+    sa.Column("max_in_flight", sa.BigInteger),  # requests at a time
+    sa.Column("created_at", sa.BigInteger, nullable=False),
+    sa.Column("updated_at", sa.BigInteger, nullable=False),
+    sa.Column("removed_at", sa.BigInteger),
+)
+# A removed identity's name is free again.
+sa.Index(
+    "identities_live_name",
+    identities.c.name,
+    unique=True,
+    sqlite_where=identities.c.removed_at.is_(None),
+    postgresql_where=identities.c.removed_at.is_(None),
 )
 
 # One row for each data directory whose audit files continue from this database. `next_seq` numbers the next change;

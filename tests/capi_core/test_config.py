@@ -39,6 +39,9 @@ GOOD = {
 }
 
 
+COPILOT = {"kind": "copilot"}
+
+
 def problems(document: object) -> list[str]:
     """Every problem as `path: message`, of a document or of a text."""
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
@@ -139,6 +142,15 @@ def test_the_catalog_keeps_the_files_order_and_takes_lists_from_the_caller() -> 
         ({"upstreams": {"U": {"kind": "demo"}}}, "$.upstreams.U"),
         ({"upstreams": {"u\n": {"kind": "demo"}}}, "$.upstreams.u\n"),
         ({"upstreams": {"u": {"kind": "demo", "base_url": "http://127.0.0.1/v1"}}}, "$.upstreams.u.base_url"),
+        ({"upstreams": {"u": {"kind": "copilot", "base_url": "https://h.example/v1"}}}, "$.upstreams.u.base_url"),
+        ({"upstreams": {"u": {"kind": "copilot", "api_key_env": "A_KEY"}}}, "$.upstreams.u"),
+        ({"upstreams": {"u": {"kind": "copilot", "api_key_file": "k"}}}, "$.upstreams.u"),
+        ({"upstreams": {"u": {"kind": "copilot"}, "v": {"kind": "copilot"}}}, "$.upstreams.v.kind"),
+        ({"upstreams": {"u": COPILOT | {"extra_headers": {"x-initiator": "user"}}}}, "$.upstreams.u.extra_headers"),
+        ({"upstreams": {"u": COPILOT | {"extra_headers": {"A": "c"}}}}, "$.upstreams.u.extra_headers"),
+        ({"upstreams": {"u": COPILOT | {"extra_headers": {"a b": "c"}}}}, "$.upstreams.u.extra_headers"),
+        ({"upstreams": {"u": COPILOT | {"extra_headers": {"a": "b\n"}}}}, "$.upstreams.u.extra_headers[...]"),
+        ({"upstreams": {"u": COPILOT | {"editor_version": " x"}}}, "$.upstreams.u.editor_version"),
         (with_upstream(api_key_env="A", api_key_file="b"), "$.upstreams.u"),
         (with_upstream(api_key_env="A-B"), "$.upstreams.u.api_key_env"),
         (with_upstream(api_key_env="A\n"), "$.upstreams.u.api_key_env"),
@@ -268,7 +280,6 @@ def test_members_that_this_version_does_not_know_are_warned_about_and_nothing_el
         "$.limits.max_dogs",
         "$.models.fast.weight",
         "$.prices",
-        "$.upstreams.openai.max_in_flight",
     ]
     assert str(warnings[2]) == "$.prices: this version does not know this member; it is kept and ignored"
     assert config.models["fast"].upstream == "x"
@@ -589,3 +600,11 @@ def test_each_kind_of_upstream_has_its_protocols(
 def test_what_an_upstream_says_of_itself_counts() -> None:
     given = UpstreamConfig(kind="openai", protocols=(Protocol.RESPONSES,), count_tokens=True, betas=("b-1",))
     assert given.traits == UpstreamTraits(protocols=(Protocol.RESPONSES,), count_tokens=True, betas=("b-1",))
+
+
+def test_copilot_needs_nothing_but_its_kind() -> None:
+    """And speaks what each model's record says, Chat where that says nothing."""
+    config, warnings = parse(b'{"upstreams":{"gh":{"kind":"copilot","extra_headers":{"x-a":"b"}}}}')
+    assert warnings == ()
+    assert config.upstreams["gh"].traits == UpstreamTraits(copilot=True)
+    assert config.limits.max_in_flight_per_identity == 4

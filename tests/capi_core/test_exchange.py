@@ -408,7 +408,7 @@ KEPT_ALIVE = {
     ),
     "then a refusal": case(
         Outcome.TIMEOUT, 200, ASK_STREAM, ASKED_STREAM, KeepAlive(), STREAM_HEAD, SendBody(KEEP_ALIVE),
-        Refuse(Problem(429, "no_slot", "busy", retry_after_s=9), Outcome.TIMEOUT), ErrorEvent("no_slot"),
+        Refuse(Problem(429, "no_seat", "busy", retry_after_s=9), Outcome.TIMEOUT), ErrorEvent("no_seat"),
         EndResponse(),
     ),
 }  # fmt: skip
@@ -448,8 +448,8 @@ REFUSALS = {
     ),
     "by the runtime before the upstream": case(
         Outcome.TIMEOUT, 429, ASK, ASKED,
-        Refuse(Problem(429, "no_slot", "busy", "x", retry_after_s=9), Outcome.TIMEOUT),
-        head(429, (b"retry-after", b"9")), ErrorBody("no_slot", "x"), EndResponse(),
+        Refuse(Problem(429, "no_seat", "busy", "x", retry_after_s=9), Outcome.TIMEOUT),
+        head(429, (b"retry-after", b"9")), ErrorBody("no_seat", "x"), EndResponse(),
     ),
 }  # fmt: skip
 
@@ -644,7 +644,7 @@ WAYS: dict[State, list[list[Input]]] = {
 ALL_WAYS = [pytest.param(state, way, id=f"{state.name}-{at}") for state in State for at, way in enumerate(WAYS[state])]
 INPUTS: list[Input] = [
     ASK,
-    Refuse(Problem(429, "no_slot", "busy"), Outcome.REFUSED_TOO_LARGE),
+    Refuse(Problem(429, "no_seat", "busy"), Outcome.REFUSED_TOO_LARGE),
     Head(),
     Data(HI),
     Eof(),
@@ -1393,30 +1393,30 @@ def test_nobody_else_is_asked_once_the_client_has_something() -> None:
 FULL = Problem(429, "queue_full", "too many requests wait", retry_after_s=7)
 
 
-def test_who_gets_no_slot_is_told_when_to_come_back() -> None:
+def test_who_gets_no_seat_is_told_when_to_come_back() -> None:
     running = exchange()
     running.receive_request(ASK.body)
-    start, body, end = running.no_slot(FULL)
+    start, body, end = running.no_seat(FULL)
     assert isinstance(start, StartResponse)
     assert isinstance(body, SendBody)
     assert (start.status, end) == (429, EndResponse())
     assert (b"retry-after", b"7") in start.headers
     assert b'"queue_full"' in body.data
     assert running.record().outcome is Outcome.REFUSED_BUSY
-    assert running.no_slot(FULL) == []
+    assert running.no_seat(FULL) == []
 
 
 def test_a_stream_that_was_kept_alive_in_the_queue_is_told_in_an_event() -> None:
     running = exchange()
     running.receive_request(ASK_STREAM.body)
     running.keep_alive()
-    (body, _) = running.no_slot(FULL)
+    (body, _) = running.no_seat(FULL)
     assert isinstance(body, SendBody)
     assert b'"queue_full"' in body.data
 
 
-def test_where_there_is_no_slot_another_upstream_may_have_one() -> None:
+def test_where_there_is_no_seat_another_upstream_may_have_one() -> None:
     running, _ = spare_exchange()
-    assert next_upstream(running.no_slot(FULL)) == "other"
+    assert next_upstream(running.no_seat(FULL)) == "other"
     with pytest.raises(LocalError):
-        exchange().no_slot(FULL)
+        exchange().no_seat(FULL)

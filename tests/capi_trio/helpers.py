@@ -1,9 +1,9 @@
-"""What the tests of keys and of their users share: a keyring over a real database, under a clock of the test's own."""
+"""What the tests of keys, identities and their users share: both over a real database, under a clock of their own."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,11 +11,14 @@ import msgspec
 from attrs import define, frozen
 
 from capi_core.errors import Problem
+from capi_core.identities import IdentityRecord
 from capi_core.keys import KeyDraft, KeyRecord
+from capi_trio.identities import IdentityBook
 from capi_trio.keyring import CLI, IssuedKey, Keyring
 from capi_trio.operations import Operations
 from capi_trio.storage.audit_log import read_lines
 from capi_trio.storage.errors import AuditUnavailable
+from capi_trio.storage.identities import IdentityRepository
 from capi_trio.storage.keys import KeyRepository
 from tests.capi_trio.storage.helpers import NOW, Store, open_store
 
@@ -26,9 +29,11 @@ __all__ = [
     "Ring",
     "audit_lines",
     "bearer",
+    "book_of",
     "keyring_of",
     "open_ring",
     "stored",
+    "stored_identities",
 ]
 
 RPM = 60
@@ -76,11 +81,12 @@ class Ring:
 
     store: Store
     keyring: Keyring
+    book: IdentityBook
     clock: Clock
 
     @property
     def operations(self) -> Operations:
-        return Operations(self.keyring, self.store.database, self.store.audit, self.store.lock, self.clock)
+        return Operations(self.keyring, self.book, self.store.database, self.store.audit, self.store.lock, self.clock)
 
     async def make(self, draft: KeyDraft | str = "a") -> IssuedKey:
         """Another key, made at the command line; of a name is made a client key with that label."""
@@ -102,20 +108,33 @@ def keyring_of(store: Store, clock: Clock, *, seed: int = 0, rpm: int = RPM) -> 
     return Keyring(store.database, now_ms=clock, random_bytes=dice.randbytes, default_rpm=lambda: rpm)
 
 
+def book_of(store: Store, clock: Callable[[], int], *, seed: int = 0) -> IdentityBook:
+    """Another book of identities over the same database and token files. Not loaded."""
+    dice = random.Random(seed)
+    return IdentityBook(store.database, store.directory, now_ms=clock, random_bytes=dice.randbytes)
+
+
 @asynccontextmanager
 async def open_ring(directory: Path, *, seed: int = 0) -> AsyncIterator[Ring]:
-    """A keyring over the database in `directory`. Within one test, each opening needs its own seed."""
+    """A keyring and identities over the database in `directory`. Within one test, each opening needs its own seed."""
     async with open_store(directory) as store:
         clock = Clock()
         keyring = keyring_of(store, clock, seed=seed)
         await keyring.load()
-        yield Ring(store, keyring, clock)
+        book = book_of(store, clock, seed=seed)
+        await book.load()
+        yield Ring(store, keyring, book, clock)
 
 
 async def stored(store: Store) -> dict[str, KeyRecord]:
     """The keys that the database holds, by id."""
     page = await store.database.read(lambda connection: KeyRepository(connection).list())
     return {record.id: record for record in page.keys}
+
+
+async def stored_identities(store: Store) -> tuple[IdentityRecord, ...]:
+    """The identities that the database holds and that are not removed, by name."""
+    return await store.database.read(lambda connection: IdentityRepository(connection).live())
 
 
 async def audit_lines(store: Store) -> list[Line]:

@@ -391,6 +391,7 @@ async def test_a_chat_goes_to_the_aliass_upstream_and_its_answer_comes_back(auto
         "first_byte_ms": 0.0,
         "latency_ms": 0.0,
         "queue_ms": None,
+        "identity": None,
         "upstream_failure": None,
         "usage_source": "upstream_final",
         "tokens_uncached_input": 3,

@@ -4,10 +4,12 @@ Both neighbours are fakes on a virtual clock; the machine is the real one.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
+import attrs
 import httpx
 import msgspec
 import pytest
@@ -22,10 +24,12 @@ from typing_extensions import override
 from capi_core.aliases import Alias, Catalog, Fallback, UpstreamModels
 from capi_core.config import Config, LimitsConfig, UpstreamConfig
 from capi_core.errors import Problem
-from capi_core.exchange import Command, Exchange, Failure, Operation, Outcome, SendBody, Settings, State
+from capi_core.exchange import Command, Exchange, Failure, Operation, Outcome, SendBody, SendRequest, Settings, State
 from capi_core.usage import Usage, UsageSource
+from capi_trio.access import ANONYMOUS
 from capi_trio.relay import Relay, RelayResult, RelayTimeouts
-from capi_trio.seats import Seats
+from capi_trio.seats import Seat, Seats
+from capi_trio.upstream import UpstreamTarget
 from tests.support import fakes
 from tests.support.fakes import DONE, FakePeer, FakeUpstream, Reply, Step, chunk, finish
 
@@ -61,7 +65,7 @@ class Play:
             receive=self.peer.receive,
             send=self.peer.send,
             timeouts=lambda upstream: timeouts or RelayTimeouts(),
-            take_seat=partial(Seats(self.asking, Config(), now_s=lambda: 0.0).take, "key"),
+            take_seat=partial(Seats(self.asking, Config(), now_s=lambda: 0.0).take, ANONYMOUS),
             extra_headers=((b"x-request-id", b"req_1"),),
         )
 
@@ -103,7 +107,7 @@ def relay_of(play: Play, timeouts: Callable[[str], RelayTimeouts], book: Seats |
         receive=play.peer.receive,
         send=play.peer.send,
         timeouts=timeouts,
-        take_seat=partial((book or Seats(play.asking, Config(), now_s=lambda: 0.0)).take, "key"),
+        take_seat=partial((book or Seats(play.asking, Config(), now_s=lambda: 0.0)).take, ANONYMOUS),
         extra_headers=(),
     )
 
@@ -472,7 +476,7 @@ def one_at_a_time(queue_timeout_s: float = 60.0) -> Seats:
 
 
 async def taken(book: Seats, for_s: float) -> None:
-    async with book.take("other", "up"):
+    async with book.take(attrs.evolve(ANONYMOUS, id="other"), SendRequest("up", Operation.CHAT, (), b"")):
         await trio.sleep(for_s)
 
 
@@ -582,6 +586,51 @@ async def test_what_was_not_answered_yet_is_not_waited_for(autojump_clock: MockC
     play = Play(Reply(head_after=20.0), timeouts=DRAINING)
     await play.run_until(2, play.peer.leave)
     assert trio.current_time() == 2
+
+
+# -- a seat whose credential is refused ------------------------------------------------------------------------------
+
+
+class Renewable(Seat):
+    """Has a better credential `renewals` times."""
+
+    renewals = 1
+
+    @override
+    def may_renew(self) -> bool:
+        self.renewals -= 1
+        return self.renewals >= 0
+
+    @override
+    async def renew(self) -> None:
+        self.target = UpstreamTarget("up", "http://renewed.test/v1")
+
+
+@pytest.mark.parametrize("second", [401, 200])
+async def test_a_refused_credential_is_renewed_once_before_anything_is_told(
+    autojump_clock: MockClock, second: int
+) -> None:
+    refused = fakes.json_reply({"error": {"message": "expired"}}, 401)
+    play = Play(refused, stream=False)
+    play.up = FakeUpstream(refused, fakes.json_reply(fakes.chat_answer(), second))
+    play.asking = fakes.client(play.up)
+
+    @asynccontextmanager
+    async def take(request: SendRequest) -> AsyncIterator[Seat]:
+        yield Renewable(play.asking.target("up"), None, identity="ann", now_s=lambda: 0.0)
+
+    play.relay = Relay(
+        play.exchange,
+        play.asking,
+        receive=play.peer.receive,
+        send=play.peer.send,
+        timeouts=lambda upstream: RelayTimeouts(),
+        take_seat=take,
+        extra_headers=(),
+    )
+    result = await play.run()
+    assert [asked.url.split("/")[2] for asked in play.up.asked] == ["up.test", "renewed.test"]
+    assert (play.peer.status, result.identity) == (200 if second == 200 else 502, "ann")
 
 
 # -- another upstream ----------------------------------------------------------------------------------------------

@@ -1,13 +1,17 @@
 """Seats: an upstream with a cap has so many, everybody waits in turn, and what it says of itself pauses all."""
 
+from contextlib import AbstractAsyncContextManager
+
+import attrs
 import pytest
 import trio
 from trio.testing import MockClock
 
+from capi_core.commands import Operation, SendRequest
 from capi_core.config import Config, LimitsConfig, UpstreamConfig
 from capi_core.gate_events import GateState
-from capi_trio.seats import Seats
-from capi_trio.slots import SlotRefusedError
+from capi_trio.access import ANONYMOUS
+from capi_trio.seats import NoSeatError, Seat, Seats
 from capi_trio.upstream import UpstreamFailedError
 from tests.support import fakes
 from tests.support.fakes import FakeUpstream, Reply
@@ -23,8 +27,12 @@ def seats(cap: int | None, **limits: float) -> Seats:
     return Seats(fakes.client(FakeUpstream(Reply())), config(cap, **limits), now_s=lambda: 0.0)
 
 
+def take(book: Seats, key: str, upstream: str = "up") -> AbstractAsyncContextManager[Seat]:
+    return book.take(attrs.evolve(ANONYMOUS, id=key), SendRequest(upstream, Operation.CHAT, (), b"{}"))
+
+
 async def hold(book: Seats, key: str, for_s: float, order: list[tuple[str, float]]) -> None:
-    async with book.take(key, "up") as seat:
+    async with take(book, key) as seat:
         assert seat.target.name == "up"
         order.append((key, trio.current_time()))
         await trio.sleep(for_s)
@@ -37,7 +45,7 @@ async def test_without_a_cap_there_is_always_a_seat(autojump_clock: MockClock) -
             nursery.start_soon(hold, book, "a", 5.0, order)
     assert {at for _, at in order} == {0.0}
     assert book.snapshots() == {}
-    async with book.take("a", "up") as seat:
+    async with take(book, "a") as seat:
         seat.heard(429, ((b"retry-after", b"9"),))  # nobody is held back by it
         assert seat.slot is None
 
@@ -59,7 +67,7 @@ async def test_who_finds_no_place_is_told_when_to_come_back(autojump_clock: Mock
         for _ in range(3):
             nursery.start_soon(hold, book, "a", 100.0, order)
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(SlotRefusedError) as full:
+        with pytest.raises(NoSeatError) as full:
             await hold(book, "a", 0, order)
         assert (full.value.problem.status, full.value.problem.code) == (429, "queue_full")
         assert full.value.problem.retry_after_s is not None
@@ -82,7 +90,7 @@ async def test_an_upstream_that_wants_to_be_left_alone_is(
     autojump_clock: MockClock, status: int, headers: tuple[tuple[bytes, bytes], ...], pauses_s: float
 ) -> None:
     book, order = seats(4), list[tuple[str, float]]()
-    async with book.take("a", "up") as seat:
+    async with take(book, "a") as seat:
         seat.heard(status, headers)
     await hold(book, "b", 0, order)
     assert trio.current_time() == pytest.approx(pauses_s)
@@ -90,7 +98,7 @@ async def test_an_upstream_that_wants_to_be_left_alone_is(
 
 async def test_refusals_in_a_row_cool_down(autojump_clock: MockClock) -> None:
     book = seats(4)
-    async with book.take("a", "up") as seat:
+    async with take(book, "a") as seat:
         for _ in range(5):
             seat.heard(403, ())
     assert book.snapshots()["up"].pause_left_s == 60
@@ -115,5 +123,5 @@ async def test_limits_change_while_requests_run_and_wait(autojump_clock: MockClo
 
 async def test_an_upstream_that_is_not_there_has_no_seat() -> None:
     with pytest.raises(UpstreamFailedError):
-        async with seats(None).take("a", "gone"):
+        async with take(seats(None), "a", "gone"):
             raise AssertionError("somebody sits there")

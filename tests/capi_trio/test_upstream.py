@@ -16,6 +16,8 @@ from capi_core.exchange import Failure, Operation, SendRequest
 from capi_core.headers import upstream_request_headers
 from capi_trio.upstream import (
     Address,
+    Fetched,
+    FetchLimits,
     Secret,
     UpstreamClient,
     UpstreamFailedError,
@@ -421,3 +423,54 @@ def test_certificates_are_read_once_and_checked() -> None:
     assert tls_context() is tls_context()
     assert tls_context().check_hostname
     assert tls_context().verify_mode is ssl.CERT_REQUIRED
+
+
+# -- a small answer, whole -----------------------------------------------------------------------------------------
+
+SMALL: Final = FetchLimits(max_bytes=10, total_s=20.0, connect_s=3.0)
+
+
+async def fetch(up: FakeUpstream, method: str = "GET", body: bytes | None = None) -> Fetched:
+    async with client(up) as asking:
+        return await asking.fetch(method, "https://other.test/path?q=1", ((b"x-one", b"1"),), body, SMALL)
+
+
+async def test_any_url_is_fetched_without_a_credential_of_ours(autojump_clock: MockClock) -> None:
+    up = FakeUpstream(Reply([b"one", 1.0, b"two"], 404, (("X-Two", "2"),)))
+    fetched = await fetch(up, "POST", b"asked")
+    assert (fetched.status, fetched.body) == (404, b"onetwo")
+    assert (b"X-Two", b"2") in fetched.headers
+    (asked,) = up.asked
+    assert (asked.method, asked.url, asked.body) == ("POST", "https://other.test/path?q=1", b"asked")
+    assert asked.header(b"x-one") == [b"1"]
+    assert asked.header(b"authorization") == []
+    assert asked.limits == {"connect": 3, "read": None, "write": None, "pool": None}
+    assert "onetwo" not in repr(fetched)
+
+
+async def test_a_fetched_answer_has_a_longest_length(autojump_clock: MockClock) -> None:
+    assert (await fetch(FakeUpstream(Reply([b"12345", b"67890"])))).body == b"1234567890"
+    up = FakeUpstream(Reply([b"12345", b"678901", b"never"]))
+    with pytest.raises(UpstreamFailedError, match="broken: the answer is too long"):
+        await fetch(up)
+    assert (up.asked[0].taken, up.open) == (2, 0)
+
+
+@pytest.mark.parametrize("reply", [Reply(head_after=60.0), Reply([8.0, b".", 8.0, b".", 8.0, b"."])])
+async def test_a_fetched_answer_has_a_longest_time(autojump_clock: MockClock, reply: Reply) -> None:
+    up = FakeUpstream(reply)
+    with pytest.raises(UpstreamFailedError, match="timeout: no whole answer within 20 s"):
+        await fetch(up)
+    assert trio.current_time() == pytest.approx(20)
+    assert up.open == 0
+
+
+async def test_what_fails_in_fetching_is_told(autojump_clock: MockClock) -> None:
+    for reply, failure in (
+        (httpx.ConnectError("x"), Failure.UNREACHABLE),
+        (httpx.ConnectTimeout("x"), Failure.TIMEOUT),
+        (Reply([b"1", httpx.ReadError("x")]), Failure.BROKEN),
+    ):
+        with pytest.raises(UpstreamFailedError) as raised:
+            await fetch(FakeUpstream(reply))
+        assert raised.value.failure is failure

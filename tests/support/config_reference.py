@@ -127,7 +127,7 @@ def _type(kind: schema.Type) -> str:
             return "boolean"
         case schema.StrType():
             return "string"
-        case schema.StructType():
+        case schema.StructType() | schema.DictType():
             return "object"
         case _:
             raise AssertionError(f"{kind} has no words yet")

@@ -3,9 +3,9 @@
     python -m tests.support.failpoints DIRECTORY MODE EVERY
 
 A process that has everything loaded forks one child for each point. The child does what operators do (first start,
-keys, an edit of the configuration, a backup), until the point is reached; another child then judges what it left. The
-points are the calls by which capi changes files, before and after each: nothing in capi itself knows of them.
-`EVERY` is 1 for all points, 10 for a tenth.
+keys, identities, an edit of the configuration, a backup), until the point is reached; another child then judges what
+it left. The points are the calls by which capi changes files, before and after each: nothing in capi itself knows of
+them. `EVERY` is 1 for all points, 10 for a tenth.
 
 - `kill`: the process is killed there.
 - `ENOSPC`, `EIO`, `EROFS`, `EDQUOT`: the call fails with that error, once; what failed is then done again.
@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 import msgspec
+import sqlalchemy as sa
 import trio
 from attrs import define, field
 from sqlalchemy.engine.default import DefaultDialect
@@ -42,6 +43,8 @@ from capi_trio.bootstrap import ADMIN_KEY_NAME, bootstrap
 from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import CONFIG_NAME
 from capi_trio.configstore import seed, sweep
+from capi_trio.identities import IdentityBook
+from capi_trio.identity_operations import AddIdentity, RemoveIdentity
 from capi_trio.keyring import Keyring
 from capi_trio.operations import (
     Answer,
@@ -62,6 +65,8 @@ from capi_trio.storage.database import open_database
 from capi_trio.storage.errors import StorageError
 from capi_trio.storage.lock import DirectoryLock
 from capi_trio.storage.sqlite import DATABASE_NAME
+from capi_trio.storage.tables import identities as identities_table
+from capi_trio.token_files import TOKENS_NAME
 
 __all__ = ["ERRORS"]
 
@@ -86,6 +91,7 @@ _CALLS: Final = (
 _WRITES: Final = os.O_WRONLY | os.O_RDWR | os.O_CREAT
 _NEW: Final = '{"strict":true}'
 _BACKUP_NAME: Final = "backup.tar"
+_TOKEN: Final = "gho_of_no_account"
 _LIMIT_STEP: Final = 1024
 _LIMIT_END: Final = 96 * 1024
 
@@ -172,7 +178,9 @@ class Work:
                 writer = await stack.enter_async_context(open_audit_writer(database, lock))
                 keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=lambda: 60)
                 await keyring.load()
-                await self._operate(Operations(keyring, database, writer, lock, now_ms))
+                identities = IdentityBook(database, lock.directory, now_ms=now_ms, random_bytes=random_bytes)
+                await identities.load()
+                await self._operate(Operations(keyring, identities, database, writer, lock, now_ms))
                 self.points.step = "stop"
         except (OSError, StorageError):
             if self.again is None or self.points.step not in {"start", "stop"}:
@@ -191,6 +199,10 @@ class Work:
         await self._asked(operations, "edit", EditConfig(str(self.directory / CONFIG_NAME), old, _NEW))
         await self._asked(operations, "revoke", RevokeKey(made))
         await self._asked(operations, "rotate", RotateKey(kept, 3_600_000))
+        await self._asked(operations, "link", AddIdentity(name="kept", login="octo", token=_TOKEN))
+        await self._asked(operations, "link", AddIdentity(name="gone", token=_TOKEN))
+        await self._asked(operations, "relink", AddIdentity(name="kept", login="octo", token=_TOKEN + "_anew"))
+        await self._asked(operations, "unlink", RemoveIdentity("gone"))
         await self._tried("drain", operations.writer.drain)
         await self._asked(operations, "backup", BackUp(str(self.directory.with_name(_BACKUP_NAME))))
 
@@ -243,7 +255,14 @@ def judge(directory: Path, *, killed: bool) -> str:
                 rows = [msgspec.json.decode(line, type=dict[str, object]) for line in read_lines(directory)]
                 _judge_keys(directory, keyring, told, rows)
                 notes.extend(_judge_files(directory, said, rows, killed=killed))
-                life = await Operations(keyring, database, writer, lock, now_ms).run(CreateKey(label="afterwards"))
+                identities = IdentityBook(database, lock.directory, now_ms=now_ms, random_bytes=random_bytes)
+                await identities.load()
+                ids = await database.read(_all_identities)
+                notes.extend(await _judge_identities(identities, ids, said, rows, killed=killed))
+                notes.extend(_judge_tokens(directory, identities, killed=killed))
+                life = await Operations(keyring, identities, database, writer, lock, now_ms).run(
+                    CreateKey(label="afterwards")
+                )
                 assert isinstance(life, KeyAnswer), life
 
     trio.run(look)
@@ -275,6 +294,47 @@ def _judge_keys(
     assert _targets(rows, Action.KEY_CREATE) == Counter(clients)
     assert _targets(rows, Action.KEY_REVOKE) == Counter(revoked)
     assert _targets(rows, Action.KEY_ROTATE) == Counter(rotated)
+
+
+def _all_identities(connection: sa.Connection) -> dict[str, bool]:
+    """Whether each is removed, by id."""
+    columns = identities_table.c
+    rows = connection.execute(sa.select(columns.id, columns.removed_at.is_not(None)))
+    return {str(identity): bool(removed) for identity, removed in rows}
+
+
+async def _judge_identities(
+    identities: IdentityBook, ids: dict[str, bool], said: Counter[str], rows: list[dict[str, object]], *, killed: bool
+) -> list[str]:
+    """Nothing that was acknowledged is lost, and each change has one row. Tells of an identity without its token."""
+    removed = [identity for identity, gone in ids.items() if gone]
+    assert said["link"] <= len(ids) <= said["link"] + killed
+    assert said["unlink"] <= len(removed) <= said["unlink"] + killed
+    assert _targets(rows, Action.IDENTITY_ADD) == Counter(ids.keys())
+    assert _targets(rows, Action.IDENTITY_REMOVE) == Counter(removed)
+    relinked = _targets(rows, Action.IDENTITY_LINK).total()
+    assert said["relink"] <= relinked <= said["relink"] + killed
+    if relinked:
+        assert (await identities.token("kept")).reveal() == _TOKEN + "_anew"
+    live = identities.live()
+    problems = await identities.token_problems(live)
+    without = [record.name for record, problem in zip(live, problems, strict=True) if problem is not None]
+    assert without in ([], ["gone"])
+    notes = [f"{name}: token deleted, identity not removed" for name in without]
+    linked = any(record.name == "kept" for record in live)
+    if linked and not relinked and (await identities.token("kept")).reveal() != _TOKEN:
+        notes.append("kept: token exchanged without a row")
+    assert killed or not notes
+    return notes
+
+
+def _judge_tokens(directory: Path, identities: IdentityBook, *, killed: bool) -> Iterator[str]:
+    """No token is half written, and none is there without its identity, unless a kill came in between: tells of it."""
+    names = {f"{record.name}.token" for record in identities.live()}
+    for path in (directory / TOKENS_NAME).glob("*"):
+        if path.name not in names:
+            assert killed
+            yield f"{path.name} without an identity"
 
 
 def _judge_files(directory: Path, said: Counter[str], rows: list[dict[str, object]], *, killed: bool) -> Iterator[str]:

@@ -74,8 +74,8 @@ class ResponseHistory:
         """The request with the whole conversation as its `input`, and without `previous_response_id`.
 
         One that refers to nothing is returned as it is; so is one that refers to a response which this connection does
-        not know, or no longer, but the upstream may: what it stores is for it to find. Raises `ProtocolError` (400) with
-        the code `previous_response_not_found` when nothing is stored (`store: false`).
+        not know, or no longer, but the upstream may: what it stores is for it to find. Raises `ProtocolError` (400)
+        with the code `previous_response_not_found` when nothing is stored (`store: false`).
         """
         previous = _previous(document)
         if previous is None:
@@ -91,8 +91,8 @@ class ResponseHistory:
     def warm_up(self, document: JSONObject, response_id: str, now_s: int) -> list[str]:
         """The events, as JSON texts, that answer an expanded request with `generate: false`; and remembers it.
 
-        No model is asked: the response is complete, empty and free. `now_s`: seconds since epoch. Raises `ProtocolError`
-        when the request continues what is not held here: there would be nothing to remember.
+        No model is asked: the response is complete, empty and free. `now_s`: seconds since epoch. Raises
+        `ProtocolError` when the request continues what is not held here: there would be nothing to remember.
         """
         if _previous(document) is not None:
             raise _not_found()

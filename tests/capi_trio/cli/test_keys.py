@@ -171,10 +171,23 @@ def test_a_key_is_for_clients_and_every_model_unless_it_is_said_otherwise(capi: 
 
 
 def test_everything_about_a_new_key_can_be_chosen(capi: Capi) -> None:
-    options = ["--tier", "admin", "--model", "m", "--model", "n/o", "--owner", "someone", "--rpm", "7"]
+    options = [
+        "--tier",
+        "admin",
+        "--model",
+        "m",
+        "--model",
+        "n/o",
+        "--owner",
+        "someone",
+        "--identity",
+        "i",
+        "--rpm",
+        "7",
+    ]
     key, _ = capi.new_key("keys", "create", "a", *options, "--budget", "5 tokens/day", "--expires-in", "2h")
     assert (key.tier, key.allowed_models, key.owner, key.rate_limit_override) == ("admin", ["m", "n/o"], "someone", 7)
-    assert key.budget == "5 tokens a day"
+    assert (key.identity, key.budget) == ("i", "5 tokens a day")
     assert key.expires_at is not None
     assert key.expires_at - key.created_at == pytest.approx(2 * H, abs=10 * S)
 
@@ -258,11 +271,12 @@ def test_a_key_as_a_label_is_refused_without_being_repeated(capi: Capi) -> None:
 
 def test_an_edit_changes_what_it_names(capi: Capi) -> None:
     key, _ = capi.new_key("keys", "create", "a", "--owner", "someone", "--budget", "5 tokens/day")
-    options = ["--label", "b", "--model", "m", "--rpm", "9", "--expires-in", "1d"]
+    options = ["--label", "b", "--model", "m", "--identity", "i", "--rpm", "9", "--expires-in", "1d"]
     shown = msgspec.json.decode(capi.output("keys", "edit", "a", *options, "--json"), type=KeyView)
     assert capi.all_keys() == [shown]
     assert (shown.id, shown.label, shown.allowed_models, shown.rate_limit_override) == (key.id, "b", ["m"], 9)
-    assert (shown.owner, shown.budget, shown.tier) == ("someone", "5 tokens a day", "client")
+    assert (shown.owner, shown.identity) == ("someone", "i")
+    assert (shown.budget, shown.tier) == ("5 tokens a day", "client")
     assert shown.expires_at is not None
     again = msgspec.json.decode(
         capi.output("keys", "edit", key.id, "--owner", "o", "--budget", "1 money/month", "--rpm", "0", "--json"),
@@ -273,12 +287,12 @@ def test_an_edit_changes_what_it_names(capi: Capi) -> None:
 
 
 def test_an_edit_can_take_things_away(capi: Capi) -> None:
-    options = ["--owner", "someone", "--budget", "5 tokens/day", "--expires-in", "1d"]
+    options = ["--owner", "someone", "--identity", "i", "--budget", "5 tokens/day", "--expires-in", "1d"]
     key, _ = capi.new_key("keys", "create", "a", *options)
-    assert None not in (key.owner, key.budget, key.expires_at)
-    capi.output("keys", "edit", "a", "--no-owner", "--no-budget", "--no-expiry")
+    assert None not in (key.owner, key.identity, key.budget, key.expires_at)
+    capi.output("keys", "edit", "a", "--no-owner", "--no-identity", "--no-budget", "--no-expiry")
     [key] = capi.all_keys()
-    assert (key.owner, key.budget, key.expires_at) == (None, None, None)
+    assert (key.owner, key.identity, key.budget, key.expires_at) == (None, None, None, None)
     assert (key.label, key.allowed_models) == ("a", ["*"])
 
 
@@ -293,6 +307,7 @@ def test_an_edit_that_asks_for_nothing_is_refused(capi: Capi) -> None:
     "options",
     [
         ["--owner", "x", "--no-owner"],
+        ["--identity", "x", "--no-identity"],
         ["--budget", "1 tokens/day", "--no-budget"],
         ["--expires-in", "1d", "--no-expiry"],
     ],

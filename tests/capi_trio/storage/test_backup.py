@@ -12,7 +12,9 @@ import sqlalchemy as sa
 import trio
 
 from capi_core.audit import Action, verify
+from capi_core.identities import IdentityDraft, IdentityEdit
 from capi_core.keys import KeyRecord
+from capi_trio.keyring import CLI
 from capi_trio.storage import outbox
 from capi_trio.storage.audit_log import read_lines
 from capi_trio.storage.backup import MANIFEST_NAME, Manifest, back_up, load, restore
@@ -20,6 +22,8 @@ from capi_trio.storage.database import Mutation
 from capi_trio.storage.errors import BackupError, StorageError
 from capi_trio.storage.keys import KeyRepository
 from capi_trio.storage.lock import DirectoryLock
+from capi_trio.upstream import Secret
+from tests.capi_trio.helpers import book_of, stored_identities
 from tests.capi_trio.storage.conftest import PostgresServer
 from tests.capi_trio.storage.disks import small_disk
 from tests.capi_trio.storage.helpers import (
@@ -282,6 +286,36 @@ async def test_a_backup_moves_to_postgresql(postgres_server: PostgresServer, tmp
         head = await store.database.read(lambda connection: outbox.head(connection, store.database.stream))
         assert head.written.seq == 5
         assert verify(read_lines(store.directory), until=head.written).ok
+
+
+async def test_identities_are_in_a_backup_and_their_tokens_are_not(
+    backend: Backend, postgres_server: PostgresServer, tmp_path: Path
+) -> None:
+    """As with keys: what opens something is only where it was put."""
+    archive = tmp_path / "capi.tar"
+    async with open_store(backend.directory, backend.url) as store:
+        book = book_of(store, lambda: NOW)
+        await book.add(IdentityDraft(name="a", owner="Ann"), Secret("gho_of_no_account"), CLI)
+        await book.add(IdentityDraft(name="b"), Secret("gho_of_no_account"), CLI)
+        await book.edit("a", IdentityEdit(shared=True, reason="on call"), CLI)
+        await book.remove("b", CLI)
+        await save(store, archive)
+    assert b"gho_of" not in archive.read_bytes()
+    unpack(archive, tmp_path / "new")
+    async with open_store(tmp_path / "new") as store:
+        assert await stored_identities(store) == book.live()
+        again = book_of(store, lambda: NOW, seed=1)
+        await again.load()
+        [problem] = await again.token_problems(again.live())
+        assert problem is not None
+        assert problem.endswith("identities/a.token cannot be read: No such file or directory")
+        await again.add(IdentityDraft(name="b"), Secret("gho_of_no_account"), CLI)
+        kept = again.live()
+    url = postgres_server.new_database()
+    with DirectoryLock.take(tmp_path / "new") as lock:
+        await trio.to_thread.run_sync(load, lock, url)
+    async with open_store(tmp_path / "new", url) as store:
+        assert await stored_identities(store) == kept
 
 
 async def test_without_a_database_there_is_nothing_to_move(tmp_path: Path) -> None:

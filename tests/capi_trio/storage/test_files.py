@@ -13,7 +13,10 @@ from capi_trio.storage.files import (
     instance_id,
     open_private,
     prepare_directory,
+    read_private,
     read_regular,
+    replace_file,
+    secret_directory,
     sync_directory,
 )
 
@@ -215,3 +218,73 @@ def test_what_reading_could_wait_for_is_refused_at_once(tmp_path: Path, plant: s
         path.mkdir()
     with pytest.raises(OSError, match=r"regular file|directory"):
         read_regular(path, 10)
+
+
+def test_a_file_is_replaced_whole_for_its_owner_only(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    previous = os.umask(0)
+    try:
+        for content in (b"first", b"second"):
+            replace_file(path, content)
+            assert path.read_bytes() == content
+            assert mode(path) == 0o600
+    finally:
+        os.umask(previous)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_that_cannot_be_replaced_stays_and_nothing_is_left_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    replace_file(path, b"first")
+
+    def broken(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(Path, "replace", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        replace_file(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_secret_is_read_up_to_a_limit_and_only_if_nobody_else_can(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    create_file(path, b"content")
+    assert read_private(path, 4) == b"cont"
+    for bits in (0o604, 0o640, 0o660):
+        path.chmod(bits)
+        with pytest.raises(UnsafePath, match=f"others can read {path} .mode {bits:04o}.. .* run: chmod 600 {path}"):
+            read_private(path, 4)
+        assert mode(path) == bits
+    (tmp_path / "link").symlink_to(path)
+    with pytest.raises(OSError, match="symbolic links"):
+        read_private(tmp_path / "link", 4)
+
+
+def test_a_directory_of_secrets_is_made_or_must_be_closed(tmp_path: Path) -> None:
+    path = tmp_path / "secrets"
+    previous = os.umask(0)
+    try:
+        secret_directory(path)
+    finally:
+        os.umask(previous)
+    secret_directory(path)
+    assert mode(path) == 0o700
+    path.chmod(0o750)
+    with pytest.raises(UnsafePath, match=f"others can read {path} .mode 0750.. .* run: chmod 700 {path}"):
+        secret_directory(path)
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "file").touch()
+    for name in ("link", "file"):
+        with pytest.raises(UnsafePath, match="is not a directory, or a symbolic link to one"):
+            secret_directory(tmp_path / name)
+
+
+@needs_root
+def test_a_directory_of_somebody_elses_secrets_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir(mode=0o700)
+    os.chown(tmp_path / "secrets", 12345, -1)
+    with pytest.raises(UnsafePath, match="belongs to user 12345"):
+        secret_directory(tmp_path / "secrets")

@@ -1,0 +1,312 @@
+"""Copilot as an upstream: a seat is a GitHub identity, its live token, and one of its slots.
+
+Which identity a request rides is decided by the binding of its key (`capi_core.identities.choose`); in the pool a
+conversation stays where it began, as its reasoning can be read there only. Identities come, go, pause and stop while
+requests run: `run` follows the book, and keeps a token alive for each.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, Protocol
+
+import trio
+from attrs import define, evolve, field
+from typing_extensions import override
+
+from capi_core import __version__
+from capi_core.conversation_key import conversation_key
+from capi_core.errors import Problem
+from capi_core.exchange import Failure
+from capi_core.gate_events import GateLimits, PauseCause
+from capi_core.github.endpoints import GitHubHost
+from capi_core.github.headers import ClientTraits
+from capi_core.identities import IdentityState, choose
+from capi_trio.github.client import GitHubClient
+from capi_trio.github.tokens import CopilotTokens, NoTokenError
+from capi_trio.logs import get_logger
+from capi_trio.seats import NoSeatError, Seat, hold
+from capi_trio.slots import Slots
+from capi_trio.storage.errors import StorageError
+from capi_trio.upstream import UpstreamFailedError, UpstreamTarget
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Mapping
+    from typing import NoReturn
+
+    from capi_core.commands import SendRequest
+    from capi_core.config import Config, UpstreamConfig
+    from capi_core.gate_events import GateSnapshot
+    from capi_core.identities import IdentityRecord
+    from capi_core.keys import KeyRecord
+    from capi_trio.github.tokens import CopilotAccess, TokenState
+    from capi_trio.upstream import Secret, UpstreamClient
+
+__all__ = ["CopilotSeats", "Identities", "client_traits"]
+
+_LOOK_AGAIN_S: Final = 60.0
+"""How soon an identity whose token could not be read is looked at again; and how long a pause is set for at a time."""
+_REMEMBERED: Final = 4096
+"""Conversations of which it is known where they began."""
+
+
+def client_traits(upstream: UpstreamConfig) -> ClientTraits:
+    """How the gateway presents itself to GitHub and Copilot: under its own name, unless it is told otherwise."""
+    name = f"capi/{__version__}"
+    extra = tuple((header.encode(), value.encode()) for header, value in upstream.extra_headers.items())
+    return ClientTraits(name, upstream.editor_version or name, upstream.integration_id, extra=extra)
+
+
+@define(eq=False)
+class _Linked:
+    """An identity with its slots, and what keeps its token alive: nothing while it is stopped or its file is gone."""
+
+    record: IdentityRecord
+    slots: Slots
+    github_token: str = field(default="", repr=False)
+    tokens: CopilotTokens | None = None
+    running: trio.CancelScope = field(factory=trio.CancelScope)
+
+    def unlink(self) -> None:
+        """Keeps its token alive no longer."""
+        self.running.cancel()
+        self.tokens = None
+
+
+@define(eq=False)
+class _CopilotSeat(Seat):
+    _linked: _Linked = field(kw_only=True, repr=False)
+    _access: CopilotAccess = field(kw_only=True, repr=False)
+    _seats: CopilotSeats = field(kw_only=True, repr=False)
+    _replayed: bool = field(kw_only=True, default=False)
+
+    @override
+    def may_renew(self) -> bool:
+        tokens = self._linked.tokens
+        again = tokens is not None and tokens.refused(self._access.token, replayed=self._replayed)
+        self._replayed = True
+        return again
+
+    @override
+    async def renew(self) -> None:
+        self._access = await self._seats.access(self._linked)
+        self.target = self._seats.target(self._access)
+
+
+class Identities(Protocol):
+    """What there is of identities: the part of `IdentityBook` that is needed here."""
+
+    def live(self) -> tuple[IdentityRecord, ...]: ...
+
+    async def token(self, name: str, /) -> Secret:
+        """The GitHub token of an identity. Raises `StorageError`."""
+        ...
+
+    def watch(self, watcher: Callable[[tuple[IdentityRecord, ...]], None], /) -> None:
+        """Calls `watcher` now and after every change."""
+        ...
+
+
+class CopilotSeats:
+    """The seats of the identities in `book`, at the one upstream of kind `copilot`. `run` must run while it is used.
+
+    `now_s`: seconds since epoch; `fraction`: a random number from 0 to 1.
+    """
+
+    def __init__(
+        self,
+        book: Identities,
+        client: UpstreamClient,
+        *,
+        now_s: Callable[[], float],
+        fraction: Callable[[], float],
+    ) -> None:
+        self._book = book
+        self._client = client
+        self._now_s = now_s
+        self._fraction = fraction
+        self._log = get_logger("copilot")
+        self._config: Config | None = None
+        self._name = ""
+        self._upstream: UpstreamConfig | None = None
+        self._linked: dict[str, _Linked] = {}  # by the identity's id
+        self._began_on: OrderedDict[tuple[str, bytes], str] = OrderedDict()
+        self._changed = trio.Event()
+
+    # -- what the operator changes ------------------------------------------------------------------------------
+
+    def set_config(self, config: Config) -> None:
+        """Goes on with another configuration."""
+        found = [(name, upstream) for name, upstream in config.upstreams.items() if upstream.kind == "copilot"]
+        self._config = config
+        self._name, self._upstream = found[0] if found else ("", None)
+        self._changed.set()
+
+    async def run(self) -> NoReturn:
+        """Follows the book for ever."""
+        self._book.watch(lambda records: self._changed.set())
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._changed = trio.Event()
+                await self._follow(nursery)
+                with trio.move_on_after(_LOOK_AGAIN_S):
+                    await self._changed.wait()
+
+    async def _follow(self, nursery: trio.Nursery) -> None:
+        live = {record.id: record for record in self._book.live()} if self._upstream is not None else {}
+        for gone in self._linked.keys() - live.keys():
+            self._linked.pop(gone).unlink()
+        for record in live.values():
+            linked = self._linked.get(record.id)
+            if linked is None:
+                linked = self._linked[record.id] = _Linked(record, Slots(self._limits(record)))
+            if linked.tokens is None or linked.record != record:
+                await self._link(linked, record, nursery)
+            self._apply(linked, record)
+
+    async def _link(self, linked: _Linked, record: IdentityRecord, nursery: trio.Nursery) -> None:
+        """Keeps the identity's token alive: of a GitHub token that may be another than before."""
+        if record.state is IdentityState.STOPPED:
+            linked.unlink()
+            return
+        try:
+            token = await self._book.token(record.name)
+        except StorageError as error:
+            self._log.warning("identity_not_linked", identity=record.name, reason=str(error))
+            linked.unlink()
+            return
+        if linked.tokens is not None and linked.github_token == token.reveal():
+            return
+        linked.unlink()
+        linked.github_token, linked.running = token.reveal(), trio.CancelScope()
+        github = GitHubClient(self._client, GitHubHost.of(record.host), self._traits, now=self._now_s)
+        linked.tokens = CopilotTokens(record.name, token, github, now=self._now_s, fraction=self._fraction)
+        nursery.start_soon(_keep, linked.tokens, linked.running)
+
+    def _apply(self, linked: _Linked, record: IdentityRecord) -> None:
+        """Has the gate do what the record says."""
+        before, linked.record = linked.record.state, record
+        linked.slots.resize(self._limits(record))
+        match record.state:
+            case IdentityState.STOPPED:
+                linked.slots.stop(record.state_reason or "")
+            case IdentityState.PAUSED:
+                linked.slots.start()
+                linked.slots.pause(2 * _LOOK_AGAIN_S, PauseCause.OPERATOR)
+            case IdentityState.ACTIVE:
+                linked.slots.start()
+                if before is IdentityState.PAUSED:
+                    linked.slots.resume()
+
+    def _limits(self, record: IdentityRecord) -> GateLimits:
+        if self._config is None or self._upstream is None:
+            raise AssertionError("identities are linked for an upstream that is configured")
+        limits = self._config.limits
+        return GateLimits(
+            cap=record.max_in_flight or self._upstream.max_in_flight or limits.max_in_flight_per_identity,
+            max_queued=limits.max_queued_per_identity,
+            queue_timeout_s=limits.queue_timeout_s,
+        )
+
+    @property
+    def _traits(self) -> ClientTraits:
+        if self._upstream is None:
+            raise AssertionError("nobody is asked for an upstream that is not configured")
+        return client_traits(self._upstream)
+
+    # -- requests -----------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def take(self, key: KeyRecord, request: SendRequest) -> AsyncIterator[Seat]:
+        """A seat for a request of that key. Raises `NoSeatError`."""
+        linked = self._choose(key, request)
+        async with hold(linked.slots, key.id) as slot:
+            access = await self.access(linked)
+            yield _CopilotSeat(
+                self.target(access),
+                slot,
+                identity=linked.record.name,
+                slots=linked.slots,
+                now_s=self._now_s,
+                linked=linked,
+                access=access,
+                seats=self,
+            )
+
+    def _choose(self, key: KeyRecord, request: SendRequest) -> _Linked:
+        by_name = {linked.record.name: linked for linked in self._linked.values()}
+        records = self._book.live()
+        began = conversation_key(request.operation.protocol, request.body) if len(records) > 1 else None
+        chosen = choose(
+            records,
+            owner=key.owner,
+            identity=key.identity,
+            load=lambda name: by_name[name].slots.in_flight + by_name[name].slots.queued if name in by_name else 0,
+            sticky=None if began is None else self._began_on.get((key.id, began)),
+        )
+        if isinstance(chosen, Problem):
+            raise NoSeatError(chosen)
+        linked = by_name.get(chosen.name)
+        if linked is None:  # it has just come
+            raise NoSeatError(_unusable(chosen.name))
+        if began is not None:
+            self._remember((key.id, began), chosen.name)
+        return linked
+
+    def _remember(self, conversation: tuple[str, bytes], identity: str) -> None:
+        self._began_on[conversation] = identity
+        self._began_on.move_to_end(conversation)
+        if len(self._began_on) > _REMEMBERED:
+            self._began_on.popitem(last=False)
+
+    async def access(self, linked: _Linked) -> CopilotAccess:
+        """A live token. Raises `NoSeatError`."""
+        if linked.tokens is None:
+            raise NoSeatError(_unusable(linked.record.name))
+        try:
+            return await linked.tokens.token()
+        except NoTokenError as error:
+            retry = None if error.retry_at is None else max(1, round(error.retry_at - self._now_s()))
+            raise NoSeatError(evolve(_unusable(linked.record.name), retry_after_s=retry)) from None
+
+    def target(self, access: CopilotAccess) -> UpstreamTarget:
+        """Where that token's Copilot is, and what it is told of us."""
+        timeout_s = 10.0 if self._upstream is None else self._upstream.connect_timeout_s
+        headers = self._traits.copilot_headers(access.token.reveal())
+        return UpstreamTarget(self._name, access.api, None, timeout_s, copilot=True, headers=headers)
+
+    async def list_models(self) -> bytes:
+        """What the first identity that can be asked may use. Raises `UpstreamFailedError`."""
+        for linked in sorted(self._linked.values(), key=lambda linked: linked.record.name):
+            try:
+                access = await self.access(linked)
+            except NoSeatError:
+                continue
+            return await self._client.list_models(self._name, self.target(access))
+        raise UpstreamFailedError(Failure.UNREACHABLE, "no identity that can be asked")
+
+    # -- what the operator sees ---------------------------------------------------------------------------------
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """Every credential of every identity, for masking."""
+        kept = (linked.tokens for linked in self._linked.values())
+        return tuple(secret for tokens in kept if tokens is not None for secret in tokens.secrets)
+
+    def snapshots(self) -> Mapping[str, tuple[TokenState | None, GateSnapshot]]:
+        """By the name of each identity: how its token is, `None` while none is kept, and its gate."""
+        return {
+            linked.record.name: (None if linked.tokens is None else linked.tokens.state, linked.slots.snapshot())
+            for linked in self._linked.values()
+        }
+
+
+async def _keep(tokens: CopilotTokens, running: trio.CancelScope) -> None:
+    with running:
+        await tokens.run()
+
+
+def _unusable(name: str) -> Problem:
+    text = f"the identity {name!r} has no live token; the operator can see why with: capi identities show {name}"
+    return Problem(503, "identity_unusable", text)
