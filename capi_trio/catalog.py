@@ -86,6 +86,10 @@ class CatalogKeeper:
         self.catalog = config.catalog(self._lists)
         self._changed.set()
 
+    def refresh_soon(self) -> None:
+        """Has every list asked for anew."""
+        self._changed.set()
+
     async def run(self) -> None:
         """Refreshes for ever. `ready` is set after the first round, whether or not every upstream answered."""
         while True:

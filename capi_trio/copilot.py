@@ -24,7 +24,7 @@ from capi_core.github.endpoints import GitHubHost
 from capi_core.github.headers import ClientTraits
 from capi_core.identities import IdentityState, choose
 from capi_trio.github.client import GitHubClient
-from capi_trio.github.tokens import CopilotTokens, NoTokenError
+from capi_trio.github.tokens import CopilotTokens, NoTokenError, TokenStatus
 from capi_trio.logs import get_logger
 from capi_trio.seats import NoSeatError, Seat, hold
 from capi_trio.slots import Slots
@@ -111,7 +111,8 @@ class Identities(Protocol):
 class CopilotSeats:
     """The seats of the identities in `book`, at the one upstream of kind `copilot`. `run` must run while it is used.
 
-    `now_s`: seconds since epoch; `fraction`: a random number from 0 to 1.
+    `now_s`: seconds since epoch; `fraction`: a random number from 0 to 1. `on_linked` is called when an identity can be
+    used that could not before: there may be other models now.
     """
 
     def __init__(
@@ -121,11 +122,13 @@ class CopilotSeats:
         *,
         now_s: Callable[[], float],
         fraction: Callable[[], float],
+        on_linked: Callable[[], None] = lambda: None,
     ) -> None:
         self._book = book
         self._client = client
         self._now_s = now_s
         self._fraction = fraction
+        self._on_linked = on_linked
         self._log = get_logger("copilot")
         self._config: Config | None = None
         self._name = ""
@@ -181,8 +184,14 @@ class CopilotSeats:
         linked.unlink()
         linked.github_token, linked.running = token.reveal(), trio.CancelScope()
         github = GitHubClient(self._client, GitHubHost.of(record.host), self._traits, now=self._now_s)
-        linked.tokens = CopilotTokens(record.name, token, github, now=self._now_s, fraction=self._fraction)
+        linked.tokens = CopilotTokens(
+            record.name, token, github, now=self._now_s, fraction=self._fraction, on_change=self._note
+        )
         nursery.start_soon(_keep, linked.tokens, linked.running)
+
+    def _note(self, state: TokenState) -> None:
+        if state.status is TokenStatus.LINKED:
+            self._on_linked()
 
     def _apply(self, linked: _Linked, record: IdentityRecord) -> None:
         """Has the gate do what the record says."""

@@ -177,7 +177,13 @@ class _Service:
             await self._use_upstreams(config, client, background)
             await self._audit_start()
             door = await self._open_door(background)
-            copilot = CopilotSeats(self.identities, client, now_s=_now_s, fraction=random.random)
+            copilot = CopilotSeats(
+                self.identities,
+                client,
+                now_s=_now_s,
+                fraction=random.random,
+                on_linked=lambda: keeper.refresh_soon(),
+            )
             seats = Seats(client, config, now_s=_now_s, copilot=copilot)
             keeper = CatalogKeeper(config, seats)
             background.start_soon(copilot.run)

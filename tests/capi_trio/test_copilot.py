@@ -132,10 +132,18 @@ class Scene:
             self.peer.github.link(f"ghu_{record.name}0000000000", record.name)
         self.book = Book(*records)
         self.client = UpstreamClient({}, transport=self.peer)
+        self.linked = 0
         self.copilot = CopilotSeats(
-            self.book, self.client, now_s=lambda: NOW + trio.current_time(), fraction=lambda: 0.5
+            self.book,
+            self.client,
+            now_s=lambda: NOW + trio.current_time(),
+            fraction=lambda: 0.5,
+            on_linked=self.count_linked,
         )
         self.seats = Seats(self.client, config, now_s=lambda: NOW + trio.current_time(), copilot=self.copilot)
+
+    def count_linked(self) -> None:
+        self.linked += 1
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator["Scene"]:
@@ -332,6 +340,7 @@ async def test_identities_come_and_go_while_it_runs(autojump_clock: MockClock) -
         world.book.put(identity("new", owner="Nora"))
         await wait_all_tasks_blocked()
         assert await world.ask(key(owner="Nora")) == (200, "new")
+        assert world.linked == 2, "there may be other models now"
         world.book.put(drop="a")
         await wait_all_tasks_blocked()
         assert list(world.copilot.snapshots()) == ["new"]

@@ -1,44 +1,20 @@
 """`capi auth` as an operator runs it: a process, a GitHub on a socket, and Ctrl-C."""
 
 import signal
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from time import time
 
 import msgspec
 import trio
-from hypercorn.app_wrappers import ASGIWrapper
-from hypercorn.config import Config
-from hypercorn.trio.tcp_server import TCPServer
-from hypercorn.trio.worker_context import WorkerContext
 
-from capi_trio.demo import DemoProvider
 from capi_trio.demo.github import CLIENT_ID, Call, Decision, DemoGitHub
 from capi_trio.identity_operations import IdentityStatus
 from capi_trio.token_files import TOKENS_NAME, TokenFiles
+from tests.support.github_server import serving
 from tests.support.process import Capi, command, gateway
 
 DEMO = {"upstreams": {"demo": {"kind": "demo"}}}
-
-
-@asynccontextmanager
-async def serving(github: DemoGitHub) -> AsyncIterator[str]:
-    """That GitHub on a free port; its base URL."""
-    config = Config()
-    config.errorlog = None
-    app = DemoProvider(time, github=github)
-
-    async def connection(stream: trio.SocketStream) -> None:
-        server = TCPServer(ASGIWrapper(app), config, WorkerContext(None), {}, stream)  # type: ignore[arg-type]  # says SSL
-        await server.run()
-
-    async with trio.open_nursery() as nursery:
-        (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, connection, [listener])
-        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
-        nursery.cancel_scope.cancel()
 
 
 def quick_github() -> DemoGitHub:
