@@ -70,6 +70,8 @@ class Outcome(enum.Enum):
     """The key may not use this model, or no identity serves it there."""
     REFUSED_RATE = "refused_rate"
     REFUSED_TOO_LARGE = "refused_too_large"
+    REFUSED_DENIED = "refused_denied"
+    """The operator of the gateway was asked, and did not allow it."""
     REFUSED_BUSY = "refused_busy"
     """No slot at the upstream came free in time, or the seat that serves the caller cannot be used now."""
 

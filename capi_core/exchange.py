@@ -138,6 +138,11 @@ class Exchange:
         return self.state is State.STREAMING and self._stream is not None and self._stream.state is StreamState.DONE
 
     @property
+    def model(self) -> str | None:
+        """The name that the client asked for; `None` when its request was not read that far."""
+        return self._attempts.model
+
+    @property
     def upstream(self) -> str | None:
         """The name of the upstream that is asked; `None` when the request was refused before that was decided."""
         resolution = self._attempts.resolution
@@ -159,7 +164,7 @@ class Exchange:
             operation=self._operation,
             outcome=self.outcome,
             status=self._status,
-            model=self._attempts.model,
+            model=self.model,
             upstream=self.upstream,
             upstream_model=None if resolution is None else resolution.upstream_model,
             stream=self.streams,

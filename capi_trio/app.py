@@ -23,6 +23,7 @@ from capi_core.keys import mask_keys, may_call
 from capi_core.protocols.kinds import Protocol
 from capi_core.protocols.openai import encode_model, encode_models, required_model
 from capi_core.protocols.registry import CODECS
+from capi_trio.admission import OPEN_ADMISSION, Asked
 from capi_trio.asgi import BodyTooLargeError, ClientGoneError, deny, drain_body, read_body
 from capi_trio.logs import get_logger
 from capi_trio.relay import Relay, RelayTimeouts
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from capi_core.members import JSONObject
     from capi_core.routing import UpstreamTraits
     from capi_trio.access import Access, Door, OpenDoor
+    from capi_trio.admission import Admission
     from capi_trio.perimeter import Perimeter
     from capi_trio.relay import RelayResult
     from capi_trio.seats import Seats
@@ -102,8 +104,10 @@ class Gateway:
         new_request_id: Callable[[], str],
         now_ms: Callable[[], int],
         max_body_bytes: int,
+        admission: Admission = OPEN_ADMISSION,
     ) -> None:
         self._max_body_bytes = max_body_bytes
+        self._admission = admission
         self._snapshot = snapshot
         self._client = client
         self._seats = seats
@@ -207,6 +211,7 @@ class Gateway:
             timeouts=partial(_timeouts, snapshot.config),
             take_seat=partial(self._seats.take, access.key),
             extra_headers=call.headers,
+            admit=None if body is None else partial(self._admit, exchange, operation, access.key, len(body)),
         )
         self._relays.add(relay)
         try:
@@ -217,6 +222,10 @@ class Gateway:
         finally:
             self._relays.discard(relay)
             self._account(call, access.key, result)
+
+    async def _admit(self, exchange: Exchange, operation: Operation, key: KeyRecord, size: int) -> None:
+        if operation is not Operation.COUNT_TOKENS:  # it costs nothing
+            await self._admission.enter(Asked(operation, exchange.model or "", key.label or key.id, size))
 
     def _settings(self, access: Access, snapshot: Snapshot) -> Settings:
         limits = snapshot.config.limits

@@ -2,7 +2,7 @@
 
     watcher   waits for the client to leave, from before the upstream is asked until the answer is out
     timer     sends keep-alives into silence, and gives up on an upstream that stays silent
-    reader    waits for a seat, asks the upstream and feeds the machine
+    reader    waits to be admitted and for a seat, asks the upstream and feeds the machine
     writer    sends everything that the machine has produced, in one go
 
 The reader appends to a small outbox and the writer empties it. While events come slower than they are sent, each leaves
@@ -25,12 +25,13 @@ from attrs import frozen
 from hypercorn.typing import HTTPResponseBodyEvent, HTTPResponseStartEvent
 
 from capi_core.exchange import EndResponse, Failure, Outcome, SendBody, SendRequest, StartResponse, State
+from capi_trio.admission import AdmissionRefusedError, NotAdmitted
 from capi_trio.logs import describe, get_logger
 from capi_trio.seats import NoSeatError
 from capi_trio.upstream import UpstreamFailedError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from contextlib import AbstractAsyncContextManager
 
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
@@ -96,11 +97,18 @@ class _Outbox(enum.Enum):
     SENT = enum.auto()
 
 
+_NOT_ADMITTED: Final = {
+    NotAdmitted.TOO_EARLY: Outcome.REFUSED_RATE,
+    NotAdmitted.QUEUE_FULL: Outcome.REFUSED_BUSY,
+    NotAdmitted.DENIED: Outcome.REFUSED_DENIED,
+}
 _HANDED_OVER: Final = frozenset({_Outbox.SENDING_LAST, _Outbox.SENT})
 
 
 class Relay:
-    """Runs one `Exchange`. Use once. `timeouts`: of an upstream, by its name; `take_seat`: a seat for a request."""
+    """Runs one `Exchange`. Use once. `timeouts`: of an upstream, by its name; `take_seat`: a seat for a request;
+    `admit` returns when it may be sent, and raises `AdmissionRefusedError`.
+    """
 
     def __init__(
         self,
@@ -112,6 +120,7 @@ class Relay:
         timeouts: Callable[[str], RelayTimeouts],
         take_seat: Callable[[SendRequest], AbstractAsyncContextManager[Seat]],
         extra_headers: Headers,
+        admit: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._exchange = exchange
         self._client = client
@@ -122,6 +131,8 @@ class Relay:
         self._timeouts = RelayTimeouts()
         self._next: SendRequest | None = None
         self._extra_headers = extra_headers
+        self._admit = admit
+        self._admission_s = 0.0
         self._log = get_logger("relay")
         self._began = self._heard = trio.current_time()
         self._phase = _Phase.QUEUED
@@ -241,7 +252,10 @@ class Relay:
             if self._aborted is not None:
                 self._asking.cancel()
             try:
+                await self._be_admitted()
                 await self._read_response(request)
+            except AdmissionRefusedError as turned_away:
+                self._emit(self._exchange.refuse(turned_away.problem, _NOT_ADMITTED[turned_away.why]))
             except NoSeatError as refused:
                 self._emit(self._exchange.no_seat(refused.problem))
             except UpstreamFailedError as error:
@@ -252,6 +266,14 @@ class Relay:
                 self._failure = Failure.INTERNAL
         if self._exchange.state is not State.DONE and self._next is None and not self._drains:
             self._emit(self._exchange.receive_failure(self._aborted or self._failure))
+
+    async def _be_admitted(self) -> None:
+        """Once: a request that was let in may ask as many upstreams as it takes."""
+        if self._admit is not None:
+            began = trio.current_time()
+            await self._admit()
+            self._admit = None
+            self._admission_s = trio.current_time() - began
 
     async def _read_response(self, request: SendRequest) -> None:
         async with self._take_seat(request) as seat:
@@ -338,15 +360,17 @@ class Relay:
         await self._send(HTTPResponseStartEvent(type="http.response.start", status=head.status, headers=headers))
 
     def _timing(self) -> tuple[bytes, bytes]:
-        """Where the time has gone until now, in ms: in the queue, at the upstream, here (W3C Server Timing)."""
+        """Where the time has gone until now, in ms: in queues, at the upstream, here (W3C Server Timing)."""
         now = trio.current_time()
         queue = 0.0 if self._slot is None else self._slot.waited_s
         upstream = 0.0 if self._asked_at is None else (self._answered_at or now) - self._asked_at
-        parts = [("capi", now - self._began - queue - upstream, "")]
+        parts = [("capi", now - self._began - self._admission_s - queue - upstream, "")]
         if self._asked_at is not None:
             parts.insert(0, ("upstream", upstream, ""))
         if self._slot is not None:
             parts.insert(0, ("queue", queue, f';desc="{self._slot.position}"'))
+        if self._admission_s:
+            parts.insert(0, ("admission", self._admission_s, ""))
         text = ", ".join(f"{name};dur={max(0.0, spent) * 1000:.1f}{more}" for name, spent, more in parts)
         return b"server-timing", text.encode()
 

@@ -25,6 +25,7 @@ from capi_core.audit import Action, AuditDraft
 from capi_core.config import ConfigError, ConfigProblem, LimitsConfig
 from capi_core.framing import FramingLimits
 from capi_trio.access import Door, OpenDoor, RejectLog
+from capi_trio.admission import ALL_ADMITTED, AdmissionOptions, make_admission
 from capi_trio.app import Gateway, Snapshot
 from capi_trio.bootstrap import ADMIN_KEY_NAME, bootstrap, key_file_waits
 from capi_trio.catalog import CatalogKeeper
@@ -75,7 +76,8 @@ _PRUNE_S: Final = 3600.0
 
 @frozen
 class Options:
-    """How a gateway is run. `database`: a PostgreSQL URL, `None` for SQLite in `data_dir`.
+    """How a gateway is run. `database`: a PostgreSQL URL, `None` for SQLite in `data_dir`. `admission`: what a
+    request has to wait for.
 
     `show_key` prints the first admin key on a terminal; without it the key goes to a file. `prepare` is awaited before
     the door opens, to make keys of its own.
@@ -93,6 +95,7 @@ class Options:
     tls: ssl.SSLContext | None = None
     show_key: Callable[[str], None] | None = None
     prepare: Callable[[Keyring], Awaitable[None]] | None = None
+    admission: AdmissionOptions = ALL_ADMITTED
 
 
 @frozen
@@ -157,6 +160,7 @@ class _Service:
         self._log = get_logger("service")
         self._demos: dict[str, str] = {}
         self._started = config
+        self._admission = make_admission(options.admission)
         self._cut = 0
         self.keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=self._default_rpm)
         self.identities = IdentityBook(database, lock.directory, now_ms=now_ms, random_bytes=random_bytes)
@@ -188,6 +192,7 @@ class _Service:
             keeper = CatalogKeeper(config, seats)
             background.start_soon(copilot.run)
             server = self._gateway(client, seats, keeper, door)
+            background.start_soon(self._admission.run)
             background.start_soon(self._writer.run)
             background.start_soon(self._prune)
             background.start_soon(keeper.run)
@@ -245,6 +250,7 @@ class _Service:
             new_request_id=options.new_request_id,
             now_ms=now_ms,
             max_body_bytes=limits.max_body_bytes,
+            admission=self._admission,
         )
 
         def stop() -> None:

@@ -59,6 +59,9 @@ PUBLIC: Final[Mapping[str, str]] = {
     """,
     "capi_core.failures": "failure_of own_problem",
     "capi_core.fair_queue": "FairQueue Waiter",
+    "capi_core.fanout": """
+        Distinct FanoutMeter FanoutReport FanoutThresholds FanoutWarning MAX_DISTINCT Measure
+    """,
     "capi_core.fidelity": "Change Entry Ledger",
     "capi_core.framing": "FramingError FramingFault FramingLimits FramingState Head RequestFraming",
     "capi_core.gate": "Gate",
@@ -94,6 +97,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.limits": "Buckets Granted RetryAfter TokenBucket problem_rate_limited",
     "capi_core.members": "JSONObject MemberRewriter MembersError decode",
     "capi_core.model_names": "ModelName find_same",
+    "capi_core.pacing": "Go Pacer TooEarly Wait problem_too_early",
     "capi_core.planning": "Answers Plan Planner",
     "capi_core.protocols.call_pairing": "PairedCall pair_calls",
     "capi_core.protocols.carriage": "MARK unwrap wrap",

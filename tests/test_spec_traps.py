@@ -24,11 +24,9 @@ TRIO: Final = "capi_trio/"
 E2E: Final = "e2e/"
 
 # Capabilities that are still to come, in words.
-IDENTITIES: Final = "upstream identities: signing in, token refresh and the headers that Copilot bills by"
-ADMISSION: Final = "how many requests an upstream identity serves at once, and who waits"
 QUOTA: Final = "showing what is left of an identity's quota"
 IMAGE: Final = "the container image"
-CAPABILITIES: Final = frozenset({IDENTITIES, ADMISSION, QUOTA, IMAGE})
+CAPABILITIES: Final = frozenset({QUOTA, IMAGE})
 
 
 @frozen
@@ -170,8 +168,8 @@ TRAPS: Final[Mapping[int, Trap]] = {
             f"{CORE}test_exchange.py::test_the_headers_of_messages_go_to_messages_upstreams",
             f"{CORE}test_planning.py::test_they_go_to_messages_upstreams_only",
             f"{MESSAGES}test_versions.py::test_a_clients_version_passes_with_its_own_request_only",
+            f"{CORE}test_planning.py::test_copilot_is_told_who_began_a_request",
         ),
-        {IDENTITIES: "who began a turn is told to Copilot on the native path too"},
     ),
     15: Trap(
         "the form of thinking is guessed from a model's name; effort and format are lost on the way",
@@ -185,8 +183,10 @@ TRAPS: Final[Mapping[int, Trap]] = {
     ),
     16: Trap(
         "images inside results are not announced",
-        (),
-        {IDENTITIES: "Copilot is told of images wherever they stand"},
+        (
+            f"{CORE}github/test_initiator.py::test_an_image_is_seen_wherever_it_stands",
+            f"{CORE}test_planning.py::test_copilot_is_told_of_a_tools_result_and_of_images",
+        ),
     ),
     17: Trap(
         "what a model can do is guessed from its kind, and a record without it is a fault",
@@ -231,8 +231,8 @@ TRAPS: Final[Mapping[int, Trap]] = {
             f"{RESPONSES}test_request_decoder.py::test_what_is_refused",
             f"{RESPONSES}test_input_items.py::test_unknown_items_are_opaque_on_the_side_that_makes_them",
             f"{CORE}test_translation.py::test_a_success_without_an_answer_in_it_is_the_upstreams_fault",
+            f"{CORE}github/test_initiator.py::test_each_item_of_responses_has_its_side",
         ),
-        {IDENTITIES: "outputs of every kind of tool count as the agent's turn, and their images are announced"},
     ),
     22: Trap(
         "an error in the middle of a stream is told twice, and in no protocol's shape",
@@ -244,16 +244,21 @@ TRAPS: Final[Mapping[int, Trap]] = {
     ),
     23: Trap(
         "a token that cannot be refreshed ends the process, or is asked for by everybody at once",
-        (),
-        {IDENTITIES: "refresh once for all, again after a failure, after a 401 and after the machine has slept"},
+        (
+            f"{TRIO}github/test_tokens.py::test_a_hundred_callers_at_a_tokens_end_are_one_exchange",
+            f"{TRIO}github/test_tokens.py::test_failures_are_tried_again_at_a_growing_interval_that_has_an_end",
+            f"{TRIO}github/test_tokens.py::test_a_refused_token_is_renewed_once_for_all_that_it_was_refused_to",
+            f"{TRIO}github/test_tokens.py::test_after_a_sleep_a_dead_token_is_renewed_before_it_is_used",
+        ),
     ),
     24: Trap(
         "signing in waits for ever; tokens and prompts are logged, or shown by ps",
         (
             f"{TRIO}test_app.py::test_no_log_line_holds_what_was_asked_or_answered",
             f"{TRIO}test_upstream.py::test_a_credential_is_never_shown",
+            f"{CORE}github/test_device_flow.py::test_any_answers_in_any_order_come_to_at_most_one_end_and_no_poll_is_too_early",
+            f"{TRIO}test_token_files.py::test_a_token_is_kept_for_its_owner_only_under_any_umask",
         ),
-        {IDENTITIES: "every answer of the device flow ends or slows it; a token is in one file of its owner's"},
     ),
     25: Trap(
         "any page that the user visits may read the token and use the gateway; it listens everywhere",
@@ -262,13 +267,15 @@ TRAPS: Final[Mapping[int, Trap]] = {
             f"{TRIO}test_app.py::test_nobody_passes_the_door_without_a_key",
             f"{TRIO}test_perimeter.py::test_pages_of_other_sites_are_refused",
             f"{E2E}test_boot_matrix.py::test_who_may_listen_where",
+            f"{E2E}test_identities.py::test_a_change_reaches_the_server_and_outlives_its_kill_and_no_token_is_shown",
         ),
-        {IDENTITIES: "no route tells a token"},
     ),
     26: Trap(
         "the upstream's address is made of text that nobody checked, and what the token says of it is ignored",
-        (f"{CORE}test_config.py::test_anything_else_is_refused_whatever_is_allowed",),
-        {IDENTITIES: "the host that the token names, and no other"},
+        (
+            f"{CORE}test_config.py::test_anything_else_is_refused_whatever_is_allowed",
+            f"{TRIO}github/test_api_base.py::test_any_other_place_is_refused",
+        ),
     ),
     27: Trap(
         "models are asked for once",
@@ -297,8 +304,11 @@ TRAPS: Final[Mapping[int, Trap]] = {
             f"{CORE}test_config.py::test_each_rule_tells_its_place",
             f"{TRIO}test_app.py::test_over_its_rate_a_key_is_told_when_to_come_again",
             f"{TRIO}test_websocket.py::test_the_rate_limit_and_the_size_hold_as_over_http",
+            f"{CORE}test_pacing.py::test_each_that_waits_has_an_instant_of_its_own",
+            f"{TRIO}test_admission.py::test_who_waits_goes_in_turn_and_one_at_a_time",
+            f"{TRIO}test_approval.py::test_one_question_at_a_time_in_the_order_of_arrival",
+            f"{E2E}test_manual.py::test_without_a_terminal_it_refuses_instead_of_hanging",
         ),
-        {ADMISSION: "those who wait go one by one. (Approval by hand is not built: keys have scopes and budgets)"},
     ),
     30: Trap(
         "counts of tokens fall to 1 at special tokens and unknown models; images count as text; every request pays",
@@ -334,8 +344,10 @@ TRAPS: Final[Mapping[int, Trap]] = {
     ),
     34: Trap(
         "any earlier answer makes a turn the agent's, so that it costs nothing",
-        (),
-        {IDENTITIES: "who began a turn is one rule, said and tested"},
+        (
+            f"{CORE}github/test_initiator.py::test_the_rule",
+            f"{CORE}github/test_initiator.py::test_what_the_user_says_last_is_the_users_whatever_was_before",
+        ),
     ),
 }
 

@@ -16,6 +16,7 @@ import trio
 from capi_core.config import Config, ConfigError, UpstreamConfig, is_loopback_host
 from capi_core.keys import KeyDraft, KeyState, Tier
 from capi_trio import logs
+from capi_trio.admission import AdmissionOptions
 from capi_trio.cli.options import (
     config_option,
     config_path,
@@ -38,6 +39,7 @@ from capi_trio.perimeter import Perimeter, parse_network
 from capi_trio.server import BindError, tls_context
 from capi_trio.service import Options, serve
 from capi_trio.storage.errors import StorageError
+from capi_trio.terminal import NoTerminalError, check_terminal
 
 if TYPE_CHECKING:
     import ssl
@@ -72,6 +74,16 @@ _verbose_option = click.option("--verbose", "-v", is_flag=True, help="Log more."
 @click.option("--tls-key", type=_FILE, help="Its private key, PEM.")
 @click.option("--trusted-proxy", "proxies", multiple=True, help="Addresses of a TLS proxy in front, CIDR; repeat.")
 @click.option("--allowed-host", "hosts", multiple=True, help="A host name that clients use for this gateway; repeat.")
+@click.option(
+    "--rate-limit",
+    "-r",
+    "interval_s",
+    type=click.IntRange(1, 3600),
+    metavar="SECONDS",
+    help="At most one request every SECONDS, over all keys.",
+)
+@click.option("--wait", "-w", is_flag=True, help="With --rate-limit: who comes too early waits for its turn.")
+@click.option("--manual", is_flag=True, help="Ask on this terminal before each request.")
 @_verbose_option
 def start_command(
     host: str,
@@ -85,9 +97,13 @@ def start_command(
     tls_key: Path | None,
     proxies: Sequence[str],
     hosts: Sequence[str],
+    interval_s: int | None,
+    wait: bool,
+    manual: bool,
     verbose: bool,
 ) -> None:
     """Run the gateway."""
+    admission = _admission(manual=manual, interval_s=interval_s, wait=wait)
     tls = _tls(tls_cert, tls_key)
     perimeter = _perimeter(host, hosts, proxies)
     path = _seeded(data_dir, config_file)
@@ -106,6 +122,7 @@ def start_command(
         database=database,
         tls=tls,
         show_key=_show_admin_key if sys.stdout.isatty() else None,
+        admission=admission,
     )
     _run(store.current.config, options, path, verbose=verbose, on_ready=_tell_started, store=store)
 
@@ -169,6 +186,18 @@ class _DemoKeys:
 
 def _address(host: str) -> str:
     return "127.0.0.1" if host == "localhost" else host
+
+
+def _admission(*, manual: bool, interval_s: int | None, wait: bool) -> AdmissionOptions:
+    """Refuses what could only hang: to ask where nobody is."""
+    if wait and interval_s is None:
+        raise click.UsageError("--wait goes with --rate-limit: without it there is nothing to wait for")
+    if manual:
+        try:
+            check_terminal()
+        except NoTerminalError as error:
+            refuse(f"--manual asks about each request on the terminal that capi was started on, but {error}")
+    return AdmissionOptions(manual=manual, interval_s=interval_s, wait=wait)
 
 
 def _check_host(host: str, *, auth: bool, accept_risk: bool, private: bool) -> None:

@@ -16,13 +16,15 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 from typing_extensions import override
 
+from capi_core.commands import Operation
 from capi_core.config import Config, LimitsConfig, ModelConfig, UpstreamConfig
 from capi_core.credentials import find_credential
 from capi_core.errors import Problem
 from capi_core.framing import FramingLimits
 from capi_core.keys import KeyRecord, Tier, format_key, hash_prefix, key_hash
 from capi_core.limits import RetryAfter, problem_rate_limited
-from capi_trio.access import Access, Door, OpenDoor
+from capi_trio.access import ANONYMOUS, Access, Door, OpenDoor
+from capi_trio.admission import OPEN_ADMISSION, Admission, AdmissionRefusedError, Asked, NotAdmitted
 from capi_trio.app import Gateway, Snapshot
 from capi_trio.perimeter import Perimeter
 from capi_trio.seats import Seats
@@ -65,7 +67,9 @@ class World:
         self.logs: list[dict[str, object]] = []
         self.peer: Guarded
 
-    def gateway_with(self, snapshot: Callable[[], Awaitable[Snapshot]]) -> Gateway:
+    def gateway_with(
+        self, snapshot: Callable[[], Awaitable[Snapshot]], admission: Admission = OPEN_ADMISSION
+    ) -> Gateway:
         return Gateway(
             snapshot=snapshot,
             client=self.asking,
@@ -77,6 +81,7 @@ class World:
             new_request_id=request_ids(),
             now_ms=lambda: 1_700_000_000_000,
             max_body_bytes=self.config.limits.max_body_bytes,
+            admission=admission,
         )
 
     @property
@@ -714,3 +719,38 @@ async def test_a_key_that_is_sent_as_a_models_name_is_not_logged(autojump_clock:
         await world.client.request("POST", "/v1/chat/completions", {**ASK, "model": text})
     assert text not in str(world.logs)
     assert world.account["model"] == f"[key sha256:{hash_prefix(key_hash(text))}]"
+
+
+# -- admission -----------------------------------------------------------------------------------------------------
+
+
+class Turnstile:
+    """Lets every request in but the second; remembers what it was told of each."""
+
+    def __init__(self) -> None:
+        self.told: list[Asked] = []
+
+    async def run(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def enter(self, asked: Asked) -> None:
+        await trio.lowlevel.checkpoint()
+        self.told.append(asked)
+        if len(self.told) == 2:
+            raise AdmissionRefusedError(Problem(403, "request_denied", "no"), NotAdmitted.DENIED)
+
+
+async def test_each_request_for_an_upstream_has_to_be_let_in(autojump_clock: MockClock) -> None:
+    """And nothing else: no list, no count of tokens, nothing that is refused before."""
+    world, turnstile = World(), Turnstile()
+    world.gateway = world.gateway_with(world.snapshot, turnstile)
+    asking = msgspec.json.encode(ASK)
+    async with world.open():
+        first = await world.client.request("POST", "/v1/chat/completions", asking)
+        second = await world.client.request("POST", "/v1/chat/completions", asking)
+        await world.client.request("POST", "/v1/chat/completions", {"model": "nobody's", "messages": []})
+        await world.client.request("POST", "/v1/messages/count_tokens", ASK)
+        await world.client.request("GET", "/v1/models")
+    assert (first.status, second.status, error(second).code) == (200, 403, "request_denied")
+    assert turnstile.told == [Asked(Operation.CHAT, "fast", ANONYMOUS.label or "", len(asking))] * 2
+    assert len(world.up.asked) == 1

@@ -4,7 +4,7 @@ Both neighbours are fakes on a virtual clock; the machine is the real one.
 """
 
 import math
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -27,6 +27,7 @@ from capi_core.errors import Problem
 from capi_core.exchange import Command, Exchange, Failure, Operation, Outcome, SendBody, SendRequest, Settings, State
 from capi_core.usage import Usage, UsageSource
 from capi_trio.access import ANONYMOUS
+from capi_trio.admission import AdmissionRefusedError, NotAdmitted
 from capi_trio.relay import Relay, RelayResult, RelayTimeouts
 from capi_trio.seats import Seat, Seats
 from capi_trio.upstream import UpstreamTarget
@@ -99,7 +100,12 @@ class Play:
         return self.up.asked[0].closed_at
 
 
-def relay_of(play: Play, timeouts: Callable[[str], RelayTimeouts], book: Seats | None = None) -> Relay:
+def relay_of(
+    play: Play,
+    timeouts: Callable[[str], RelayTimeouts],
+    book: Seats | None = None,
+    admit: Callable[[], Awaitable[None]] | None = None,
+) -> Relay:
     """Another relay of the same parts."""
     return Relay(
         play.exchange,
@@ -109,6 +115,7 @@ def relay_of(play: Play, timeouts: Callable[[str], RelayTimeouts], book: Seats |
         timeouts=timeouts,
         take_seat=partial((book or Seats(play.asking, Config(), now_s=lambda: 0.0)).take, ANONYMOUS),
         extra_headers=(),
+        admit=admit,
     )
 
 
@@ -785,3 +792,80 @@ async def test_only_a_disconnect_is_taken_for_one(autojump_clock: MockClock) -> 
 
     play = Play(Reply([1.0, chunk("a"), finish(), DONE]), peer=Talking())
     assert (await play.run()).record.outcome is Outcome.OK
+
+
+# -- admission -----------------------------------------------------------------------------------------------------
+
+
+class Gatekeeper:
+    """Lets a request in after so many seconds, or refuses it then; counts how often it was asked."""
+
+    def __init__(self, after_s: float, refusal: AdmissionRefusedError | None = None) -> None:
+        self.asked = 0
+        self._after_s = after_s
+        self._refusal = refusal
+
+    async def __call__(self) -> None:
+        self.asked += 1
+        await trio.sleep(self._after_s)
+        if self._refusal is not None:
+            raise self._refusal
+
+
+def guarded_play(gatekeeper: Gatekeeper, *replies: Reply | Exception, stream: bool = True) -> Play:
+    play = spare_play(*replies, stream=stream)
+    play.relay = relay_of(play, lambda upstream: RelayTimeouts(head=5, idle=5), admit=gatekeeper)
+    return play
+
+
+async def test_who_is_not_admitted_yet_is_kept_alive_and_then_served(autojump_clock: MockClock) -> None:
+    play = guarded_play(Gatekeeper(40.0), Reply([4.0, chunk("a"), finish(), DONE]))
+    result = await play.run()
+    assert result.record.outcome is Outcome.OK
+    assert [at for at, data in play.peer.pieces if data == KEEP_ALIVE] == [15, 30]
+    assert fakes.texts(play.peer.body) == "a"
+
+
+async def test_admission_is_no_time_of_ours(autojump_clock: MockClock) -> None:
+    play = guarded_play(Gatekeeper(3.0), fakes.json_reply(fakes.chat_answer(), head_after=2.0), stream=False)
+    await play.run()
+    assert play.peer.headers[b"server-timing"] == b"admission;dur=3000.0, upstream;dur=2000.0, capi;dur=0.0"
+
+
+async def test_who_was_let_in_may_ask_as_many_upstreams_as_it_takes(autojump_clock: MockClock) -> None:
+    gatekeeper = Gatekeeper(1.0)
+    play = guarded_play(gatekeeper, httpx.ConnectError("x"), Reply([chunk("a"), finish(), DONE]))
+    assert (await play.run()).record.outcome is Outcome.OK
+    assert (gatekeeper.asked, len(play.up.asked)) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("why", "outcome"),
+    [
+        (NotAdmitted.TOO_EARLY, Outcome.REFUSED_RATE),
+        (NotAdmitted.QUEUE_FULL, Outcome.REFUSED_BUSY),
+        (NotAdmitted.DENIED, Outcome.REFUSED_DENIED),
+    ],
+)
+@pytest.mark.parametrize(("after_s", "status"), [(1.0, 429), (20.0, 200)])
+async def test_who_is_not_let_in_asks_nobody_and_is_told_why(
+    autojump_clock: MockClock, why: NotAdmitted, outcome: Outcome, after_s: float, status: int
+) -> None:
+    refusal = AdmissionRefusedError(Problem(429, "some_code", "x", retry_after_s=7), why)
+    play = guarded_play(Gatekeeper(after_s, refusal), Reply([chunk("never")]), Reply([chunk("nor this")]))
+    result = await play.run()
+    assert (result.record.outcome, play.peer.status, error_code(play)) == (outcome, status, "some_code")
+    assert play.peer.complete
+    assert play.up.asked == []
+    assert play.peer.headers.get(b"retry-after") == (b"7" if status == 429 else None)
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+async def test_who_leaves_or_is_stopped_before_it_is_admitted_asks_nobody(
+    autojump_clock: MockClock, leaves: bool
+) -> None:
+    play = guarded_play(Gatekeeper(100.0), Reply([chunk("never")]))
+    result = await play.run_until(5, play.peer.leave if leaves else lambda: play.relay.abort(Failure.SHUTDOWN))
+    assert trio.current_time() == 5
+    assert result.record.outcome is (Outcome.CLIENT_GONE if leaves else Outcome.SHUTDOWN)
+    assert play.up.asked == []

@@ -55,9 +55,8 @@ def client(capi: Capi, api_key: str = "unused") -> openai.OpenAI:
 
 
 def chat(capi: Capi, text: str = f"hello {QUICK}", api_key: str = "unused") -> str:
-    asked = client(capi, api_key).chat.completions.create(
-        model="demo-chat", messages=[{"role": "user", "content": text}]
-    )
+    with client(capi, api_key) as sdk:
+        asked = sdk.chat.completions.create(model="demo-chat", messages=[{"role": "user", "content": text}])
     return asked.choices[0].message.content or ""
 
 
@@ -71,12 +70,13 @@ async def test_each_protocol_is_answered_over_a_seat(tmp_path: Path) -> None:
                 link(tmp_path, url, "ann")
                 capi.wait_for(lambda: bool(capi.events("model_list")))
                 assert chat(capi)
-                claude = anthropic.Anthropic(base_url=capi.url, api_key="unused", max_retries=0, timeout=30)
-                said = claude.messages.create(
-                    model="demo-claude", max_tokens=500, messages=[{"role": "user", "content": f"hello {QUICK}"}]
-                )
+                with anthropic.Anthropic(base_url=capi.url, api_key="unused", max_retries=0, timeout=30) as claude:
+                    said = claude.messages.create(
+                        model="demo-claude", max_tokens=500, messages=[{"role": "user", "content": f"hello {QUICK}"}]
+                    )
                 assert said.content
-                assert client(capi).responses.create(model="demo-gpt", input=f"hello {QUICK}").output_text
+                with client(capi) as sdk:
+                    assert sdk.responses.create(model="demo-gpt", input=f"hello {QUICK}").output_text
                 lines = [capi.log_line("exchange", operation=name) for name in ("chat", "messages", "responses")]
                 assert [(line["identity"], line["upstream_protocol"]) for line in lines] == [
                     ("ann", "chat"),
@@ -162,7 +162,7 @@ async def test_a_client_that_leaves_frees_its_slot_also_in_the_queue(tmp_path: P
                 slow = 'Count. [[demo {"pace_ms": 50, "events": 400}]]'
                 streams = []
                 for _ in range(3):
-                    patient = openai.OpenAI(base_url=f"{capi.url}/v1", api_key="x", max_retries=0, timeout=1)
+                    patient = stack.enter_context(client(capi).with_options(timeout=1))
                     try:
                         stream = patient.chat.completions.create(
                             model="demo-chat", messages=[{"role": "user", "content": slow}], stream=True

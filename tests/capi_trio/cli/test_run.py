@@ -12,12 +12,14 @@ from click.testing import CliRunner, Result
 
 from capi_core.aliases import Catalog, UpstreamModels
 from capi_core.keys import KeyRecord, Tier
+from capi_trio.admission import ALL_ADMITTED, AdmissionOptions
 from capi_trio.cli import main, run
 from capi_trio.cli.run import _DemoKeys, _tell_demo, _tell_demo_json
 from capi_trio.keyring import IssuedKey
 from capi_trio.server import BindError
 from capi_trio.service import Options, Running
 from capi_trio.storage.lock import DirectoryLock
+from capi_trio.terminal import NoTerminalError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -292,3 +294,38 @@ def test_people_are_told_that_it_listens(
 def test_urls() -> None:
     assert Running("::1", 1, "on", {}, Catalog).url == "http://[::1]:1"
     assert Running("h", 1, "on", {}, Catalog, secure=True).url == "https://h:1"
+
+
+# A pace, and a say in each request.
+
+
+def test_a_pace_is_passed_on(tmp_path: Path, serving: Serving) -> None:
+    assert start(tmp_path).exit_code == 0
+    assert serving.options.admission == ALL_ADMITTED
+    assert start(tmp_path, "--rate-limit", "10").exit_code == 0
+    assert serving.options.admission == AdmissionOptions(interval_s=10)
+    assert start(tmp_path, "-r", "3600", "-w").exit_code == 0
+    assert serving.options.admission == AdmissionOptions(interval_s=3600, wait=True)
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--wait"], *(["--rate-limit", text] for text in ("0", "-1", "nan", "inf", "1.5", "3601", "x"))]
+)
+def test_no_pace_is_no_pace(tmp_path: Path, wrong: list[str], serving: Serving) -> None:
+    """Not-a-number must not become a refusal for ever (spec.md 5, 29)."""
+    done = start(tmp_path, *wrong)
+    assert (done.exit_code, "--rate-limit" in done.output) == (2, True)
+    assert not (tmp_path / "data").exists()
+
+
+def test_to_be_asked_needs_a_terminal(tmp_path: Path, serving: Serving, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> None:
+        raise NoTerminalError("there is nobody")
+
+    monkeypatch.setattr(run, "check_terminal", nobody)
+    done = start(tmp_path, "--manual")
+    assert (done.exit_code, "there is nobody" in done.output) == (2, True)
+    assert not (tmp_path / "data").exists()
+    monkeypatch.setattr(run, "check_terminal", lambda: None)
+    assert start(tmp_path, "--manual").exit_code == 0
+    assert serving.options.admission == AdmissionOptions(manual=True)
