@@ -395,7 +395,9 @@ class _GuardedServer(TCPServer):
 
 async def serve_connection(stream: GuardedStream, app: ASGIFramework, context: ConnectionContext) -> None:
     """Serves one client until it or we have had enough. Never raises but for cancellation."""
-    server = _GuardedServer(GuardedApp(app, stream, context.new_request_id), context, stream)
+    # One message that waits while another is on its way.
+    guarded = GuardedApp(app, stream, context.new_request_id, max_unread=2 * context.framing.body)
+    server = _GuardedServer(guarded, context, stream)
     try:
         await server.run()
     except BaseException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections import deque
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -16,10 +17,19 @@ from capi_trio.logs import describe, get_logger
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, ASGISendEvent, Scope
+    from hypercorn.typing import (
+        ASGIFramework,
+        ASGIReceiveCallable,
+        ASGIReceiveEvent,
+        ASGISendCallable,
+        ASGISendEvent,
+        Scope,
+    )
 
 __all__ = ["GuardedApp", "Peer", "split_cancelled"]
 
+_MESSAGE_BYTES: Final = 64
+"""What a message costs besides its text."""
 _INTERNAL_ERROR: Final = 1011
 """Why a WebSocket is closed (RFC 6455 7.4.1)."""
 
@@ -41,13 +51,60 @@ class _Answer(enum.Enum):
     WHOLE = enum.auto()
 
 
-class GuardedApp:
-    """The app as hypercorn calls it: tells the stream how far an answer is, and survives what the app raises."""
+class _Inbox:
+    """What the client of a WebSocket has sent and the app has not taken: bounded, as hypercorn's own queue is not.
 
-    def __init__(self, app: ASGIFramework, stream: Peer, new_request_id: Callable[[], str]) -> None:
+    A client that goes on sending to an app which cannot keep up (it waits for the client to take an answer, say) is cut
+    off at `limit` bytes.
+    """
+
+    def __init__(self, receive: ASGIReceiveCallable, stream: Peer, limit: int) -> None:
+        self._receive = receive
+        self._stream = stream
+        self._limit = limit
+        self._messages: deque[ASGIReceiveEvent] = deque()
+        self._bytes = 0
+        self._something = trio.Event()
+
+    async def pump(self) -> None:
+        """Takes what comes, to its end."""
+        while True:
+            message = await self._receive()
+            self._messages.append(message)
+            self._bytes += _size(message)
+            self._something.set()
+            if message["type"] == "websocket.disconnect":
+                return
+            if self._bytes > self._limit:
+                await self._stream.abort()
+
+    async def receive(self) -> ASGIReceiveEvent:
+        """The next message, as ASGI's own `receive`."""
+        while not self._messages:
+            self._something = trio.Event()
+            await self._something.wait()
+        message = self._messages.popleft()
+        self._bytes -= _size(message)
+        return message
+
+
+def _size(message: ASGIReceiveEvent) -> int:
+    if message["type"] != "websocket.receive":
+        return 0
+    return _MESSAGE_BYTES + len(message["text"] or message["bytes"] or b"")
+
+
+class GuardedApp:
+    """The app as hypercorn calls it: tells the stream how far an answer is, and survives what the app raises.
+
+    `max_unread`: bytes that a WebSocket's client may be ahead of the app.
+    """
+
+    def __init__(self, app: ASGIFramework, stream: Peer, new_request_id: Callable[[], str], *, max_unread: int) -> None:
         self._app = app
         self._stream = stream
         self._new_request_id = new_request_id
+        self._max_unread = max_unread
         self._log = get_logger("connection")
 
     async def __call__(
@@ -76,7 +133,9 @@ class GuardedApp:
         try:
             if scope["type"] == "websocket":
                 async with trio.open_nursery() as tasks:
-                    await self._app(scope, receive, guarded_send)
+                    inbox = _Inbox(receive, self._stream, self._max_unread)
+                    tasks.start_soon(inbox.pump)
+                    await self._app(scope, inbox.receive, guarded_send)
                     tasks.cancel_scope.cancel()
             else:
                 await self._app(scope, receive, guarded_send)

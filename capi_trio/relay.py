@@ -212,7 +212,7 @@ class Relay:
                 continue
             remind = max(self._heard, kept_alive) + self._timeouts.keep_alive
             if now >= remind:
-                self._emit(self._exchange.keep_alive())
+                self._emit(self._exchange.keep_alive(), answers=False)
                 kept_alive = now
                 continue
             with trio.CancelScope(deadline=min(give_up, remind, now + self._timeouts.idle)) as self._nap:
@@ -328,7 +328,8 @@ class Relay:
 
     # -- the outbox ---------------------------------------------------------------------------------------------
 
-    def _emit(self, commands: list[Command]) -> None:
+    def _emit(self, commands: list[Command], *, answers: bool = True) -> None:
+        """`answers`: these are of the answer; else no more than a sign of life."""
         for command in commands:
             match command:
                 case SendBody(data):
@@ -341,7 +342,7 @@ class Relay:
                 case SendRequest():
                     self._next = command
         if commands and self._next is None:
-            if self._first_byte is None:
+            if self._first_byte is None and answers:
                 self._first_byte = trio.current_time()
             self._to_write.unpark()
 

@@ -1,9 +1,11 @@
 """What an app raises: an end of that request, in HTTP or on a WebSocket, and of nothing else."""
 
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 import pytest
+import trio
 from hypercorn.typing import (
     ASGIReceiveCallable,
     ASGISendCallable,
@@ -189,6 +191,37 @@ async def test_a_socket_may_drop_the_connection(autojump_clock: MockClock) -> No
             await peer.over.wait()
     assert b"\x88" not in raw.partition(b"\r\n\r\n")[2]
     assert logs == []
+
+
+async def test_a_client_that_floods_an_app_that_does_not_listen_is_cut_off(autojump_clock: MockClock) -> None:
+    """Also with messages without a word in them. One that waits to be heard is not."""
+    seen: list[int] = []
+
+    async def deaf(scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        await receive()
+        await send(WebsocketAcceptEvent(type="websocket.accept", subprotocol=None, headers=[]))
+        await trio.sleep(5)
+        while (message := await receive())["type"] == "websocket.receive":
+            seen.append(len(message["text"] or ""))
+
+    sockets = FramingLimits(body=1000, websockets=frozenset({"/socket"}))
+    frame = b"\x81\xfe" + (900).to_bytes(2, "big") + bytes(4) + b"x" * 900
+    empty = b"\x81\x80\0\0\0\0"
+    for frames, kept in ((frame * 2, [900, 900]), (frame * 3, None), (empty, [0]), (empty * 40, None)):
+        seen.clear()
+        async with connect(deaf, framing=sockets) as peer:
+            await peer.send(HANDSHAKE)
+            await peer.receive()
+            began = trio.current_time()
+            with suppress(trio.BrokenResourceError):
+                await peer.send(frames)
+            if kept is None:
+                await peer.over.wait()
+                assert trio.current_time() - began <= 5
+            else:
+                await peer.send(b"\x88\x80\0\0\0\0")
+                await peer.over.wait()
+                assert seen == kept
 
 
 def test_a_failure_is_told_from_what_must_go_on() -> None:
