@@ -34,7 +34,6 @@ _OURS: Final = frozenset(
 RESERVED_NAMES: Final = frozenset(name.decode() for name in _OURS)
 
 
-
 def _one_line(_instance: ClientTraits, attribute: Attribute[str], value: str) -> None:
     if not value.strip() or not _is_value(value):
         raise LocalError(f"{attribute.name} is not the value of a header")
