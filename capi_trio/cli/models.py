@@ -21,6 +21,7 @@ from capi_trio.cli.options import (
     load_config,
     refuse,
     refuse_config,
+    warn,
 )
 from capi_trio.configfile import upstream_targets
 from capi_trio.upstream import UpstreamClient
@@ -53,6 +54,11 @@ def models_command(data_dir: Path, config_file: Path | None, as_json: bool) -> N
     config = load_config(path)
     if any(upstream.kind == "demo" for upstream in config.upstreams.values()):
         refuse("the demo provider only exists while `capi demo` runs; ask it: GET /v1/models")
+    seated = [name for name, upstream in config.upstreams.items() if upstream.kind == "copilot"]
+    if seated:
+        warn(f"{seated[0]} is not asked: its seats' tokens are the running gateway's. Ask that one: GET /v1/models")
+        asked = {name: upstream for name, upstream in config.upstreams.items() if name not in seated}
+        config = msgspec.structs.replace(config, upstreams=asked)
     try:
         targets = upstream_targets(config, os.environ, base_dir=path.parent, demo_urls={})
     except ConfigError as error:

@@ -96,6 +96,13 @@ def test_a_demo_upstream_cannot_be_asked_from_here(run: Run) -> None:
     assert "GET /v1/models" in result.stderr
 
 
+def test_copilots_seats_are_not_asked_from_here_and_the_others_are(run: Run) -> None:
+    result = run({"upstreams": {"gh": {"kind": "copilot"}, "up": UP}})
+    assert result.exit_code == 0
+    assert "gh is not asked" in result.stderr
+    assert "m-1" in result.stdout
+
+
 def test_a_missing_key_is_refused(run: Run) -> None:
     result = run({"upstreams": {"up": {**UP, "api_key_env": "CAPI_TEST_NO_SUCH_KEY"}}})
     assert (result.exit_code, result.stdout) == (2, "")
