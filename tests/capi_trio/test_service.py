@@ -15,7 +15,7 @@ from attrs import evolve
 from capi_core.config import Config, ConfigError, LimitsConfig, UpstreamConfig
 from capi_core.keys import KeyDraft
 from capi_trio.configstore import ConfigStore, write
-from capi_trio.connection import split_cancelled
+from capi_trio.guarded_app import split_cancelled
 from capi_trio.keyring import CLI, Keyring
 from capi_trio.perimeter import Perimeter
 from capi_trio.server import BindError, listen
