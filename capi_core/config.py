@@ -20,6 +20,7 @@ from typing_extensions import override
 
 from capi_core.aliases import Alias, Catalog, Fallback, UpstreamModels
 from capi_core.errors import CoreError
+from capi_core.fanout import MAX_DISTINCT, FanoutThresholds
 from capi_core.github.headers import RESERVED_NAMES
 from capi_core.members import JSONObject, MembersError
 from capi_core.protocols.kinds import Protocol
@@ -31,6 +32,7 @@ __all__ = [
     "ConfigError",
     "ConfigProblem",
     "FallbackConfig",
+    "FanoutConfig",
     "FeaturesConfig",
     "LimitsConfig",
     "ModelConfig",
@@ -44,6 +46,7 @@ __all__ = [
 _Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400, description="seconds")]
 _Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1024**3, description="bytes")]
 _Count = Annotated[int, msgspec.Meta(ge=1, le=100_000)]
+_Distinct = Annotated[int, msgspec.Meta(ge=1, le=MAX_DISTINCT)]
 # `(?!\n)`, because Python's `$` also matches before a newline at the end.
 _ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,127}(?!\n)$")]
 _HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[!-~]([ -~]{0,254}[!-~])?(?!\n)$")]
@@ -151,6 +154,22 @@ class UpstreamConfig(msgspec.Struct, frozen=True, kw_only=True):
         )
 
 
+class FanoutConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """How widely a GitHub identity may be used within one hour before there is a warning. Nothing is refused."""
+
+    owners: _Distinct = 1
+    """Different owners of keys; keys without an owner count as one more. An identity that is shared on purpose may have
+    any number."""
+    keys: _Distinct = 5
+    """Different keys."""
+    addresses: _Distinct = 5
+    """Different client addresses; an IPv6 one counts by its /64."""
+
+    def thresholds(self) -> FanoutThresholds:
+        """What the meter makes of it."""
+        return FanoutThresholds(owners=self.owners, keys=self.keys, addresses=self.addresses)
+
+
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Bounds on what clients and upstreams can make the gateway hold or wait for."""
 
@@ -173,6 +192,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How many requests may wait for an upstream with a cap; more are refused with 429."""
     queue_timeout_s: _Seconds = 60.0
     """How long a request may wait for a slot."""
+    fanout: FanoutConfig = FanoutConfig()
+    """When the use of an identity is warned about; see "Fan-out"."""
     keep_alive_s: _Seconds = 15.0
     """Silence after which a waiting stream gets a comment."""
     requests_per_minute: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] = 300
@@ -442,5 +463,12 @@ def _unknown_members(sections: _RawMembers) -> list[ConfigProblem]:
 
 
 def _unknown_in(path: str, raw: msgspec.Raw, struct: type[msgspec.Struct]) -> list[str]:
-    known = {member.name for member in msgspec.structs.fields(struct)}
-    return [f"{path}.{name}" for name in _members(raw, path).keys() - known]
+    known = {member.name: member.type for member in msgspec.structs.fields(struct)}
+    unknown = []
+    for name, value in _members(raw, path).items():
+        inner = known.get(name)
+        if name not in known:
+            unknown.append(f"{path}.{name}")
+        elif isinstance(inner, type) and issubclass(inner, msgspec.Struct):
+            unknown += _unknown_in(f"{path}.{name}", value, inner)
+    return unknown

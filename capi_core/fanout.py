@@ -30,7 +30,7 @@ the clock, so one that is far ahead of the time takes away the hours before.
 import enum
 import hashlib
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
 
 from attrs import define, field, frozen
@@ -134,8 +134,8 @@ class FanoutWarning:
 _ADVICE: Final[Mapping[Measure, str]] = {
     Measure.OWNERS: (
         "a seat is for one human, so let each owner link their own (keys without an owner count as one more);"
-        " `capi identities unshare {0}` keeps this one for its owner,"
-        " `capi identities set {0} --owner NAME` gives it one"
+        " `capi identities set {0} --owner NAME` keeps this one for its owner,"
+        " `capi identities share {0} --reason WHY` says that others are meant to ride it"
     ),
     Measure.KEYS: "see with `capi keys list` which of them are still needed, and revoke the others",
     Measure.ADDRESSES: (
@@ -281,22 +281,25 @@ class FanoutMeter:
         hour = self._tick(now_ms)
         return tuple(report for _, seat in sorted(self._seats.items()) for report in seat.reports(hour))
 
-    def warnings(self, now_ms: int) -> tuple[FanoutWarning, ...]:
-        """The identities that are over a threshold, or were so in the hour before; by name, then by hour."""
+    def warnings(self, now_ms: int, shared: Collection[str] = ()) -> tuple[FanoutWarning, ...]:
+        """The identities that are over a threshold, or were so in the hour before; by name, then by hour.
+
+        `shared`: those that have many owners on purpose, of which that alone is no warning.
+        """
         hour = self._tick(now_ms)
         found = []
         for _, seat in sorted(self._seats.items()):
             recent = [report for report in seat.reports(hour) if report.hour_ms >= (hour - 1) * _HOUR_MS]
-            found += [self._warning(report, over) for report in recent if (over := self._over(report))]
+            found += [self._warning(report, over) for report in recent if (over := self._over(report, shared))]
         return tuple(found)
 
-    def new_warnings(self, now_ms: int) -> tuple[FanoutWarning, ...]:
+    def new_warnings(self, now_ms: int, shared: Collection[str] = ()) -> tuple[FanoutWarning, ...]:
         """As `warnings`, without those of which this method has told already: one for each identity and hour.
 
         What an identity goes over later in the same hour is not told again; `warnings` has it.
         """
         new = []
-        for warning in self.warnings(now_ms):
+        for warning in self.warnings(now_ms, shared):
             told = self._seats[warning.report.identity].told
             hour = warning.report.hour_ms // _HOUR_MS
             if hour not in told:
@@ -337,8 +340,9 @@ class FanoutMeter:
         person = measure.value.encode()
         return hashlib.blake2b(data, digest_size=_DIGEST_SIZE, key=self._hash_key, person=person).digest()
 
-    def _over(self, report: FanoutReport) -> tuple[Measure, ...]:
-        return tuple(measure for measure in Measure if report.of(measure).is_over(self._thresholds.of(measure)))
+    def _over(self, report: FanoutReport, shared: Collection[str]) -> tuple[Measure, ...]:
+        judged = [measure for measure in Measure if measure is not Measure.OWNERS or report.identity not in shared]
+        return tuple(measure for measure in judged if report.of(measure).is_over(self._thresholds.of(measure)))
 
     def _warning(self, report: FanoutReport, over: tuple[Measure, ...]) -> FanoutWarning:
         parts = [

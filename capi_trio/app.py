@@ -11,7 +11,6 @@ from __future__ import annotations
 import http
 from functools import partial
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote_to_bytes
 
 import trio
 from attrs import asdict, frozen
@@ -21,13 +20,14 @@ from capi_core.errors import Problem, ProtocolError
 from capi_core.exchange import Exchange, ExchangeLimits, Failure, Operation, Outcome, Settings
 from capi_core.keys import mask_keys, may_call
 from capi_core.protocols.kinds import Protocol
-from capi_core.protocols.openai import encode_model, encode_models, required_model
+from capi_core.protocols.openai import required_model
 from capi_core.protocols.registry import CODECS
 from capi_trio.admission import OPEN_ADMISSION, Asked
 from capi_trio.asgi import BodyTooLargeError, ClientGoneError, deny, drain_body, read_body
 from capi_trio.logs import get_logger
+from capi_trio.readings import answer_reading
 from capi_trio.relay import Relay, RelayTimeouts
-from capi_trio.request import JSON, OPERATIONS, Call, Request, id_headers
+from capi_trio.request import JSON, OPERATIONS, READING, Call, Request, id_headers, wrong_method
 from capi_trio.tokenizers import load_counter, vendor_factor
 from capi_trio.upstream_socket import SocketUpstream
 from capi_trio.websocket import Caller, ResponsesSession, SessionLimits
@@ -56,8 +56,6 @@ _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
 _COUNTED_AT_ONCE: Final = 64 * 1024
 """Bytes of a request whose tokens are counted without a thread: some milliseconds."""
-_MODEL_LISTS: Final = frozenset({b"/v1/models", b"/models"})
-_MODEL_PREFIXES: Final = (b"/v1/models/", b"/models/")
 
 
 @frozen
@@ -176,11 +174,12 @@ class Gateway:
         except BodyTooLargeError:
             body = None
         if operation is not None:
-            await self._exchange(request.call(self._client), access, snapshot, operation, body)
+            call = request.call(self._client, self._perimeter.client_ip(scope))
+            await self._exchange(call, access, snapshot, operation, body)
         elif body is None:
             await request.refuse(_too_large(self._max_body_bytes))
         else:
-            await self._answer_listing(request, access.key, snapshot)
+            await answer_reading(request, access.key, snapshot.catalog, self._seats)
 
     async def _exchange(
         self, call: Call, access: Access, snapshot: Snapshot, operation: Operation, body: bytes | None
@@ -209,7 +208,7 @@ class Gateway:
             receive=call.receive,
             send=call.send,
             timeouts=partial(_timeouts, snapshot.config),
-            take_seat=partial(self._seats.take, access.key),
+            take_seat=partial(self._seats.take, access.key, address=call.address),
             extra_headers=call.headers,
             admit=None if body is None else partial(self._admit, exchange, operation, access.key, len(body)),
         )
@@ -317,7 +316,8 @@ class Gateway:
         receive: ASGIReceiveCallable,
         send: ASGISendCallable,
     ) -> None:
-        call = Call(request_id, "websocket", tuple(scope["headers"]), (), receive, send, upstream)
+        address = self._perimeter.client_ip(scope)
+        call = Call(request_id, "websocket", address, tuple(scope["headers"]), (), receive, send, upstream)
         held = body if len(body) <= self._max_body_bytes else None  # with the turns before it
         await self._exchange(call, access, await self._snapshot(), Operation.RESPONSES, held)
 
@@ -332,38 +332,14 @@ class Gateway:
         except BodyTooLargeError:
             await request.refuse(_too_large(self._max_body_bytes))
             return
-        if request.scope["method"] not in _READING:
-            await request.refuse(_wrong_method("GET"), (b"allow", b"GET, HEAD"))
+        if request.scope["method"] not in READING:
+            await request.refuse(wrong_method("GET"), (b"allow", b"GET, HEAD"))
         elif path == b"/readyz" and not self._ready():
             await request.respond(503, _TEXT, b"not ready\n")
         else:
             await request.respond(200, _TEXT, _PUBLIC[path])
 
-    async def _answer_listing(self, request: Request, key: KeyRecord, snapshot: Snapshot) -> None:
-        path, method = request.scope["raw_path"], request.scope["method"]
-        if path in OPERATIONS:
-            await request.refuse(_wrong_method("POST"), (b"allow", b"POST"))
-        elif path not in _MODEL_LISTS and not path.startswith(_MODEL_PREFIXES):
-            text = "there is nothing at this path; the API is below /v1, for example POST /v1/chat/completions"
-            await request.refuse(Problem(404, "unknown_route", text))
-        elif method not in _READING:
-            await request.refuse(_wrong_method("GET"), (b"allow", b"GET, HEAD"))
-        elif path in _MODEL_LISTS:
-            await request.respond(200, JSON, encode_models(snapshot.catalog.listed(partial(may_call, key))))
-        else:
-            await self._answer_model(request, key, snapshot)
 
-    async def _answer_model(self, request: Request, key: KeyRecord, snapshot: Snapshot) -> None:
-        name = unquote_to_bytes(request.scope["raw_path"].partition(b"/models/")[2]).decode("utf-8", "replace")
-        for model in snapshot.catalog.listed(partial(may_call, key)):
-            if model.name == name:
-                await request.respond(200, JSON, encode_model(model))
-                return
-        text = "there is no such model here; GET /v1/models lists what this key may use"
-        await request.refuse(Problem(404, "model_not_found", text, param="model"))
-
-
-_READING: Final = frozenset({"GET", "HEAD"})
 _PUBLIC: Final[Mapping[bytes, bytes]] = {
     b"/": b"capi is running\n",
     b"/healthz": b"ok\n",
@@ -389,10 +365,6 @@ def _challenge(problem: Problem) -> Headers:
 def _too_large(limit: int) -> Problem:
     text = f"the request's body is larger than {limit} bytes, this gateway's limits.max_body_bytes"
     return Problem(413, "body_too_large", text)
-
-
-def _wrong_method(allowed: str) -> Problem:
-    return Problem(405, "method_not_allowed", f"this path takes {allowed} requests")
 
 
 def _timeouts(config: Config, upstream: str) -> RelayTimeouts:

@@ -20,12 +20,14 @@ from capi_core.conversation_key import conversation_key
 from capi_core.errors import Problem
 from capi_core.exchange import Failure
 from capi_core.gate_events import GateLimits, PauseCause
+from capi_core.github.copilot_token import TokenRefusal
 from capi_core.github.endpoints import GitHubHost
 from capi_core.github.headers import ClientTraits
 from capi_core.identities import IdentityState, choose
-from capi_trio.github.client import GitHubClient
+from capi_trio.github.client import GitHubClient, own_traits
 from capi_trio.github.tokens import CopilotTokens, NoTokenError, TokenStatus
 from capi_trio.logs import get_logger
+from capi_trio.quotas import Quotas, SeatUsage
 from capi_trio.seats import NoSeatError, Seat, hold
 from capi_trio.slots import Slots
 from capi_trio.storage.errors import StorageError
@@ -40,10 +42,11 @@ if TYPE_CHECKING:
     from capi_core.gate_events import GateSnapshot
     from capi_core.identities import IdentityRecord
     from capi_core.keys import KeyRecord
+    from capi_trio.fanout import FanoutWatch
     from capi_trio.github.tokens import CopilotAccess, TokenState
     from capi_trio.upstream import Secret, UpstreamClient
 
-__all__ = ["CopilotSeats", "Identities", "client_traits"]
+__all__ = ["CopilotSeats", "Identities", "client_traits", "configured_traits"]
 
 _LOOK_AGAIN_S: Final = 60.0
 """How soon an identity whose token could not be read is looked at again; and how long a pause is set for at a time."""
@@ -56,6 +59,12 @@ def client_traits(upstream: UpstreamConfig) -> ClientTraits:
     name = f"capi/{__version__}"
     extra = tuple((header.encode(), value.encode()) for header, value in upstream.extra_headers.items())
     return ClientTraits(name, upstream.editor_version or name, upstream.integration_id, extra=extra)
+
+
+def configured_traits(config: Config | None) -> ClientTraits:
+    """The same, where there may be no such upstream, or no configuration."""
+    found = [] if config is None else [one for one in config.upstreams.values() if one.kind == "copilot"]
+    return client_traits(found[0]) if found else own_traits()
 
 
 @define(eq=False)
@@ -111,6 +120,8 @@ class Identities(Protocol):
 class CopilotSeats:
     """The seats of the identities in `book`, at the one upstream of kind `copilot`. `run` must run while it is used.
 
+    `fanout` meters who rides which of them, and has to be run by whoever made it. `quotas`: what is left of each.
+
     `now_s`: seconds since epoch; `fraction`: a random number from 0 to 1. `on_linked` is called when an identity can be
     used that could not before: there may be other models now.
     """
@@ -119,11 +130,14 @@ class CopilotSeats:
         self,
         book: Identities,
         client: UpstreamClient,
+        fanout: FanoutWatch,
         *,
         now_s: Callable[[], float],
         fraction: Callable[[], float],
         on_linked: Callable[[], None] = lambda: None,
     ) -> None:
+        self.quotas: Final = Quotas(book, client, traits=lambda: configured_traits(self._config), now_s=now_s)
+        self._fanout = fanout
         self._book = book
         self._client = client
         self._now_s = now_s
@@ -134,6 +148,7 @@ class CopilotSeats:
         self._name = ""
         self._upstream: UpstreamConfig | None = None
         self._linked: dict[str, _Linked] = {}  # by the identity's id
+        self._retired: dict[str, _Linked] = {}  # the same, of those that are no longer there
         self._began_on: OrderedDict[tuple[str, bytes], str] = OrderedDict()
         self._changed = trio.Event()
 
@@ -144,6 +159,7 @@ class CopilotSeats:
         found = [(name, upstream) for name, upstream in config.upstreams.items() if upstream.kind == "copilot"]
         self._config = config
         self._name, self._upstream = found[0] if found else ("", None)
+        self._fanout.set_thresholds(config.limits.fanout.thresholds())
         self._changed.set()
 
     async def run(self) -> NoReturn:
@@ -158,15 +174,23 @@ class CopilotSeats:
 
     async def _follow(self, nursery: trio.Nursery) -> None:
         live = {record.id: record for record in self._book.live()} if self._upstream is not None else {}
+        self._retired = {id: linked for id, linked in self._retired.items() if linked.slots.in_flight}
         for gone in self._linked.keys() - live.keys():
-            self._linked.pop(gone).unlink()
+            self._retire(gone)
         for record in live.values():
             linked = self._linked.get(record.id)
             if linked is None:
-                linked = self._linked[record.id] = _Linked(record, Slots(self._limits(record)))
+                linked = self._retired.pop(record.id, None) or _Linked(record, Slots(self._limits(record)))
+                self._linked[record.id] = linked
             if linked.tokens is None or linked.record != record:
                 await self._link(linked, record, nursery)
             self._apply(linked, record)
+
+    def _retire(self, id: str) -> None:
+        """Lets it go. What is still in flight counts, should it come back: with the upstream, if not by itself."""
+        linked = self._retired[id] = self._linked.pop(id)
+        linked.unlink()
+        linked.slots.stop("it was taken out")
 
     async def _link(self, linked: _Linked, record: IdentityRecord, nursery: trio.Nursery) -> None:
         """Keeps the identity's token alive: of a GitHub token that may be another than before."""
@@ -227,41 +251,46 @@ class CopilotSeats:
     # -- requests -----------------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def take(self, key: KeyRecord, request: SendRequest) -> AsyncIterator[Seat]:
-        """A seat for a request of that key. Raises `NoSeatError`."""
+    async def take(self, key: KeyRecord, request: SendRequest, address: str | None) -> AsyncIterator[Seat]:
+        """A seat for a request of that key, from a client at that address. Raises `NoSeatError`."""
         linked = self._choose(key, request)
         async with hold(linked.slots, key.id) as slot:
             access = await self.access(linked)
-            yield _CopilotSeat(
-                self.target(access),
-                slot,
-                identity=linked.record.name,
-                slots=linked.slots,
-                now_s=self._now_s,
-                linked=linked,
-                access=access,
-                seats=self,
-            )
+            with self._fanout.riding(linked.record.name, key, address):
+                yield _CopilotSeat(
+                    self.target(access),
+                    slot,
+                    identity=linked.record.name,
+                    slots=linked.slots,
+                    now_s=self._now_s,
+                    linked=linked,
+                    access=access,
+                    seats=self,
+                )
 
     def _choose(self, key: KeyRecord, request: SendRequest) -> _Linked:
+        several = len(self._book.live()) > 1
+        began = conversation_key(request.operation.protocol, request.body) if several else None
         by_name = {linked.record.name: linked for linked in self._linked.values()}
-        records = self._book.live()
-        began = conversation_key(request.operation.protocol, request.body) if len(records) > 1 else None
-        chosen = choose(
-            records,
-            owner=key.owner,
-            identity=key.identity,
-            load=lambda name: by_name[name].slots.in_flight + by_name[name].slots.queued if name in by_name else 0,
-            sticky=None if began is None else self._began_on.get((key.id, began)),
-        )
-        if isinstance(chosen, Problem):
-            raise NoSeatError(chosen)
+        chosen = self._pick(key, by_name, None if began is None else self._began_on.get((key.id, began)))
         linked = by_name.get(chosen.name)
         if linked is None:  # it has just come
             raise NoSeatError(_unusable(chosen.name))
         if began is not None:
             self._remember((key.id, began), chosen.name)
         return linked
+
+    def _pick(self, key: KeyRecord, by_name: Mapping[str, _Linked], sticky: str | None) -> IdentityRecord:
+        chosen = choose(
+            self._book.live(),
+            owner=key.owner,
+            identity=key.identity,
+            load=lambda name: by_name[name].slots.in_flight + by_name[name].slots.queued if name in by_name else 0,
+            sticky=sticky,
+        )
+        if isinstance(chosen, Problem):
+            raise NoSeatError(chosen)
+        return chosen
 
     def _remember(self, conversation: tuple[str, bytes], identity: str) -> None:
         self._began_on[conversation] = identity
@@ -295,6 +324,17 @@ class CopilotSeats:
             return await self._client.list_models(self._name, self.target(access))
         raise UpstreamFailedError(Failure.UNREACHABLE, "no identity that can be asked")
 
+    async def usage(self, key: KeyRecord) -> SeatUsage:
+        """What is left of the seat that a new conversation of that key would ride now. Raises `NoSeatError`."""
+        record = self._pick(key, {linked.record.name: linked for linked in self._linked.values()}, None)
+        try:
+            report = await self.quotas.of(record)
+        except StorageError:
+            raise NoSeatError(_unusable(record.name)) from None
+        if isinstance(report, TokenRefusal):
+            raise NoSeatError(_untold(record.name, report.retry_after_s))
+        return SeatUsage.of(record.name, report)
+
     # -- what the operator sees ---------------------------------------------------------------------------------
 
     @property
@@ -319,3 +359,9 @@ async def _keep(tokens: CopilotTokens, running: trio.CancelScope) -> None:
 def _unusable(name: str) -> Problem:
     text = f"the identity {name!r} has no live token; the operator can see why with: capi identities show {name}"
     return Problem(503, "identity_unusable", text)
+
+
+def _untold(name: str, retry_after_s: float | None) -> Problem:
+    text = f"GitHub does not tell what is left of the identity {name!r}; the operator can see why with: "
+    retry = None if retry_after_s is None else max(1, round(retry_after_s))
+    return Problem(503, "usage_unavailable", f"{text}capi identities usage {name}", retry_after_s=retry)

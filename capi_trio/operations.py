@@ -20,7 +20,13 @@ from capi_core.config import ConfigError, parse
 from capi_core.keys import UNCHANGED, Budget, BudgetPeriod, BudgetUnit, KeyDraft, KeyEdit, Tier
 from capi_trio.configstore import Swap
 from capi_trio.identities import IdentityBook, IdentityChoiceError
-from capi_trio.identity_operations import IdentitiesAnswer, IdentityAnswer, IdentityCommand, run_identity_command
+from capi_trio.identity_operations import (
+    IdentitiesAnswer,
+    IdentityAnswer,
+    IdentityCommand,
+    SeatUsageAnswer,
+    run_identity_command,
+)
 from capi_trio.keyring import CLI, KeyChoiceError, Keyring, KeyView
 from capi_trio.storage.backup import back_up
 from capi_trio.storage.database import Mutation
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
 
     import sqlalchemy as sa
 
+    from capi_trio.quotas import Quotas
+    from capi_trio.seat_status import SeatStatuses
     from capi_trio.storage.audit_writer import AuditWriter
     from capi_trio.storage.database import Database
     from capi_trio.storage.lock import DirectoryLock
@@ -186,14 +194,17 @@ class Refused(msgspec.Struct, tag="refused"):
     message: str
 
 
-Answer = KeyAnswer | KeysAnswer | IdentityAnswer | IdentitiesAnswer | ServerStatus | Done | Refused
+Answer = KeyAnswer | KeysAnswer | IdentityAnswer | IdentitiesAnswer | SeatUsageAnswer | ServerStatus | Done | Refused
 
 _RECOVERED: Final = KeyDraft(label="recovered admin", tier=Tier.ADMIN)
 
 
 @frozen
 class Operations:
-    """Carries commands out."""
+    """Carries commands out. `quotas`: what asks GitHub; without it, commands that need it are refused.
+
+    `seats` and `status`: of the server; `None` in a command's own process.
+    """
 
     keyring: Keyring
     identities: IdentityBook
@@ -201,8 +212,9 @@ class Operations:
     writer: AuditWriter
     lock: DirectoryLock
     now_ms: Callable[[], int]
+    quotas: Quotas | None = None
+    seats: SeatStatuses | None = None
     status: Callable[[], ServerStatus] | None = None
-    """Of the server; `None` in a command's own process."""
 
     async def run(self, command: Command) -> Answer:
         """Never raises for what an operator can get wrong: that is `Refused`."""
@@ -243,7 +255,7 @@ class Operations:
             case ShowStatus():
                 return Refused("no server runs here") if self.status is None else self.status()
             case _:
-                return await run_identity_command(self.identities, command)
+                return await run_identity_command(self.identities, command, seats=self.seats, quotas=self.quotas)
 
     def _id(self, wanted: str) -> str:
         found = self.keyring.find(wanted)

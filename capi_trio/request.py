@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from attrs import frozen
 
+from capi_core.errors import Problem
 from capi_core.exchange import Operation
 from capi_core.protocols.kinds import Protocol
 from capi_core.protocols.registry import CODECS
@@ -16,14 +17,15 @@ if TYPE_CHECKING:
 
     from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, HTTPScope
 
-    from capi_core.errors import Problem
     from capi_core.headers import Headers
     from capi_core.protocols.codec import Codec
     from capi_trio.upstream import UpstreamSource
 
-__all__ = ["JSON", "OPERATIONS", "SESSION_PATHS", "Call", "Request", "id_headers"]
+__all__ = ["JSON", "OPERATIONS", "READING", "SESSION_PATHS", "Call", "Request", "id_headers", "wrong_method"]
 
 JSON: Final = (b"content-type", b"application/json")
+READING: Final = frozenset({"GET", "HEAD"})
+"""The methods of routes that only tell something."""
 
 OPERATIONS: Final[Mapping[bytes, Operation]] = {
     b"/v1/chat/completions": Operation.CHAT,
@@ -47,12 +49,21 @@ def id_headers(request_id: str) -> Headers:
     return ((b"x-request-id", value), (b"request-id", value))
 
 
+def wrong_method(allowed: str) -> Problem:
+    """The 405 of a route that only takes `allowed`."""
+    return Problem(405, "method_not_allowed", f"this path takes {allowed} requests")
+
+
 @frozen
 class Call:
-    """One question to a model, whatever it came in by. `client_headers`: the client's; `headers`: for its answer."""
+    """One question to a model, whatever it came in by. `client_headers`: the client's; `headers`: for its answer.
+
+    `address`: where the client is, as far as it is known.
+    """
 
     id: str
     transport: Literal["http", "websocket"]
+    address: str | None
     client_headers: Headers
     headers: Headers
     receive: ASGIReceiveCallable
@@ -83,10 +94,10 @@ class Request:
         speaks_messages = header(self.scope, b"anthropic-version") is not None
         return CODECS[Protocol.MESSAGES if speaks_messages else Protocol.CHAT]
 
-    def call(self, upstream: UpstreamSource) -> Call:
-        """The question to a model that this request is."""
+    def call(self, upstream: UpstreamSource, address: str | None) -> Call:
+        """The question to a model that this request is, from a client at that address."""
         headers = tuple(self.scope["headers"])
-        return Call(self.id, "http", headers, self.headers, self.receive, self.send, upstream)
+        return Call(self.id, "http", address, headers, self.headers, self.receive, self.send, upstream)
 
     async def respond(
         self, status: int, content_type: tuple[bytes, bytes], body: bytes, *more: tuple[bytes, bytes]

@@ -26,13 +26,15 @@ if TYPE_CHECKING:
     from capi_core.headers import Headers
     from capi_core.keys import KeyRecord
     from capi_trio.copilot import CopilotSeats
+    from capi_trio.quotas import SeatUsage
     from capi_trio.slots import Slot
     from capi_trio.upstream import UpstreamClient, UpstreamTarget
 
 __all__ = ["NoSeatError", "Seat", "Seats"]
 
-_PAUSING: Final = frozenset({429, 503})
-"""What an upstream says when it wants to be left alone; then `retry-after` is about all requests."""
+_PAUSING: Final = frozenset({429, 503, 529})
+"""What an upstream says when it wants to be left alone (529: Anthropic's "overloaded"); then `retry-after` is about all
+requests."""
 _REFUSING: Final = frozenset({403, 429})
 """What it says to those that it may take for abusers."""
 
@@ -83,6 +85,8 @@ class Seats:
         self._now_s = now_s
         self._copilot = copilot
         self._slots: dict[str, Slots] = {}
+        self._retired: dict[str, Slots] = {}
+        """Of upstreams that lost their cap: what is still in flight counts, should it come back."""
         self._of_copilot: frozenset[str] = frozenset()
         self.set_config(config)
 
@@ -95,27 +99,30 @@ class Seats:
             for name, upstream in config.upstreams.items()
             if upstream.max_in_flight is not None and name not in self._of_copilot
         }
+        self._retired = {name: slots for name, slots in self._retired.items() if slots.in_flight}
         for name in self._slots.keys() - caps.keys():
-            del self._slots[name]
+            self._retired[name] = self._slots.pop(name)
         for name, cap in caps.items():
             gate = GateLimits(
                 cap=cap, max_queued=limits.max_queued_per_identity, queue_timeout_s=limits.queue_timeout_s
             )
-            if name in self._slots:
-                self._slots[name].resize(gate)
-            else:
+            slots = self._slots.get(name) or self._retired.pop(name, None)
+            if slots is None:
                 self._slots[name] = Slots(gate)
+            else:
+                self._slots[name] = slots
+                slots.resize(gate)
         if self._copilot is not None:
             self._copilot.set_config(config)
 
     @asynccontextmanager
-    async def take(self, key: KeyRecord, request: SendRequest) -> AsyncIterator[Seat]:
-        """Waits for a seat for a key's request, and holds it for the block.
+    async def take(self, key: KeyRecord, request: SendRequest, *, address: str | None = None) -> AsyncIterator[Seat]:
+        """Waits for a seat for a key's request, and holds it for the block. `address`: its client's, if it is known.
 
         Raises `NoSeatError` when there is none to be had, `UpstreamFailedError` when there is no such upstream.
         """
         if self._copilot is not None and request.upstream in self._of_copilot:
-            async with self._copilot.take(key, request) as seat:
+            async with self._copilot.take(key, request, address) as seat:
                 yield seat
             return
         target = self._client.target(request.upstream)
@@ -125,6 +132,17 @@ class Seats:
             return
         async with hold(slots, key.id) as slot:
             yield Seat(target, slot, slots=slots, now_s=self._now_s)
+
+    @property
+    def have_identities(self) -> bool:
+        """Whether there is an upstream whose seats are those of identities."""
+        return self._copilot is not None and bool(self._of_copilot)
+
+    async def usage(self, key: KeyRecord) -> SeatUsage:
+        """What is left of the identity that a new conversation of that key would ride now. Raises `NoSeatError`."""
+        if self._copilot is None:
+            raise AssertionError("there are no identities to ask about")
+        return await self._copilot.usage(key)
 
     async def list_models(self, upstream: str) -> bytes:
         """The body of an upstream's GET /models. Raises `UpstreamFailedError`."""

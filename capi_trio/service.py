@@ -36,12 +36,14 @@ from capi_trio.control import serve_control
 from capi_trio.copilot import CopilotSeats
 from capi_trio.demo.app import DemoProvider, IdCounter
 from capi_trio.demo.github import DemoGitHub
+from capi_trio.fanout import FanoutWatch
 from capi_trio.github.linking import CLIENT_ID
 from capi_trio.identities import IdentityBook
 from capi_trio.keyring import Keyring
 from capi_trio.logs import get_logger
 from capi_trio.operations import Operations, ServerStatus
 from capi_trio.request import SESSION_PATHS
+from capi_trio.seat_status import SeatStatuses
 from capi_trio.seats import Seats
 from capi_trio.server import Server, listen
 from capi_trio.storage.audit_writer import open_audit_writer
@@ -181,9 +183,11 @@ class _Service:
             await self._use_upstreams(config, client, background)
             await self._audit_start()
             door = await self._open_door(background)
+            fanout = FanoutWatch(self.identities.live, now_ms=now_ms, random_bytes=random_bytes)
             copilot = CopilotSeats(
                 self.identities,
                 client,
+                fanout,
                 now_s=_now_s,
                 fraction=random.random,
                 on_linked=lambda: keeper.refresh_soon(),
@@ -191,6 +195,7 @@ class _Service:
             seats = Seats(client, config, now_s=_now_s, copilot=copilot)
             keeper = CatalogKeeper(config, seats)
             background.start_soon(copilot.run)
+            background.start_soon(fanout.run)
             server = self._gateway(client, seats, keeper, door)
             background.start_soon(self._admission.run)
             background.start_soon(self._writer.run)
@@ -207,7 +212,9 @@ class _Service:
                     self._writer,
                     self._lock,
                     now_ms,
-                    partial(self._status, door, store),
+                    quotas=copilot.quotas,
+                    seats=SeatStatuses(copilot.snapshots, fanout, now_ms),
+                    status=partial(self._status, door, store),
                 ),
             )
             if options.database is not None:

@@ -142,14 +142,15 @@ class RefreshSchedule:
         """The upstream refused `token` with 401: whether to ask `decide` again and to send the request once more.
 
         Once per request (`replayed`: this was the second time). A token that is not the present one was renewed in the
-        meantime. The present one is never used again, unless it is younger than half a minute: then it is not its age
-        that the upstream dislikes, and a new one for each refused request would only make noise at GitHub.
+        meantime. The present one is never used again, unless it is younger than half a minute and has not ended: then
+        it is not its age that the upstream dislikes, and a new one for each refused request would only make noise at
+        GitHub.
         """
         if replayed:
             return False
         current = self._token
         if current is not None and current.token == token:
-            if 0 <= now - current.obtained_at < _YOUNG_S:
+            if 0 <= now - current.obtained_at < _YOUNG_S and now < current.expires_at:
                 return False
             self._token = None
             self._due_at = -math.inf

@@ -17,7 +17,7 @@ from capi_trio.cli.config import config_commands
 from capi_trio.cli.conform import conform_command
 from capi_trio.cli.debug import debug_command
 from capi_trio.cli.doctor import doctor_command
-from capi_trio.cli.identities import identities_commands
+from capi_trio.cli.identities import identities_commands, usage_command
 from capi_trio.cli.keys import keys_commands
 from capi_trio.cli.models import models_command
 from capi_trio.cli.run import demo_command, start_command
@@ -53,3 +53,4 @@ _COMMANDS = (
 )
 for command in _COMMANDS:
     main.add_command(command)
+main.add_command(usage_command, "check-usage")  # its name in other proxies of this kind

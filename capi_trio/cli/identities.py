@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from capi_trio import logs
+from capi_trio.cli.identity_tables import all_identities, all_usage, one_identity
 from capi_trio.cli.operate import operate
-from capi_trio.cli.options import data_dir_option, database_option, json_option, refuse
-from capi_trio.cli.tables import columns, instant
+from capi_trio.cli.options import data_dir_option, database_option, json_option, refuse, warn
 from capi_trio.identity_operations import (
     AddIdentity,
     IdentitiesAnswer,
@@ -18,22 +19,23 @@ from capi_trio.identity_operations import (
     PauseIdentity,
     RemoveIdentity,
     ResumeIdentity,
+    SeatUsageAnswer,
     SetIdentity,
     ShareIdentity,
     ShowIdentity,
+    ShowSeatUsage,
     StopIdentity,
     UnshareIdentity,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from capi_core.identities import IdentityDraft
-    from capi_trio.identity_operations import IdentityCommand, IdentityStatus
+    from capi_trio.identity_operations import IdentityCommand
     from capi_trio.upstream import Secret
 
-__all__ = ["identities_commands", "store_identity"]
+__all__ = ["identities_commands", "store_identity", "usage_command"]
 
 _reason_option = click.option("--reason", help="Is shown with the identity, and goes into the audit log.")
 
@@ -64,7 +66,7 @@ def list_identities(data_dir: Path, database: str | None, as_json: bool) -> None
     """List every identity, by name."""
     answer = operate(data_dir, ListIdentities(), database=database)
     found = answer.identities if isinstance(answer, IdentitiesAnswer) else []
-    click.echo(msgspec.json.encode(found).decode() if as_json else _table(found))
+    click.echo(msgspec.json.encode(found).decode() if as_json else all_identities(found))
 
 
 @identities_commands.command()
@@ -73,8 +75,34 @@ def list_identities(data_dir: Path, database: str | None, as_json: bool) -> None
 @database_option
 @json_option
 def show(name: str, data_dir: Path, database: str | None, as_json: bool) -> None:
-    """Show one identity."""
+    """Show one identity; while the server runs, also how its seat is and who used it in the last 24 hours."""
     _carry_out(ShowIdentity(name), data_dir, database, as_json=as_json)
+
+
+@identities_commands.command("usage")
+@click.argument("name", required=False)
+@data_dir_option
+@database_option
+@json_option
+def usage_command(name: str | None, data_dir: Path, database: str | None, as_json: bool) -> None:
+    """Ask GitHub what is left of each identity's seat, or of one. Exit code 1 when it does not say for all."""
+    answer = None
+    writer = logs.configure()
+    try:
+        answer = operate(data_dir, ShowSeatUsage(name), database=database)
+    except* KeyboardInterrupt:  # out of a nursery it comes as a group
+        pass
+    finally:
+        writer.close()
+    if answer is None:
+        raise click.Abort
+    found = answer.identities if isinstance(answer, SeatUsageAnswer) else []
+    click.echo(msgspec.json.encode(found).decode() if as_json else all_usage(found))
+    for one in found:
+        if one.problem is not None:
+            warn(f"{one.identity}: {one.problem}")
+    if any(one.problem is not None for one in found):
+        raise click.exceptions.Exit(1)
 
 
 @identities_commands.command()
@@ -178,32 +206,4 @@ def _carry_out(command: IdentityCommand, data_dir: Path, database: str | None, *
     if as_json:
         click.echo(msgspec.json.encode(answer.identity).decode())
         return
-    for name, value in msgspec.structs.asdict(answer.identity).items():
-        if value is not None:
-            click.echo(f"{name:<20} {_shown(name, value)}")
-
-
-def _table(found: Sequence[IdentityStatus]) -> str:
-    if not found:
-        return "There are no identities yet. Link one: capi auth"
-    rows = [("NAME", "HOST", "LOGIN", "OWNER", "STATE", "MAX", "SERVES", "TOKEN")]
-    rows += [
-        (
-            one.name,
-            one.host,
-            one.login or "-",
-            one.owner or "-",
-            one.state,
-            "-" if one.max_in_flight is None else str(one.max_in_flight),
-            "its owner" if one.owner is not None and not one.shared else "the pool",
-            "ok" if one.token_problem is None else "cannot be used",
-        )
-        for one in found
-    ]
-    return columns(rows)
-
-
-def _shown(name: str, value: object) -> str:
-    if name.endswith("_at") and isinstance(value, int):
-        return instant(value)
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    click.echo(one_identity(answer.identity))

@@ -12,13 +12,17 @@ from capi_trio.cli.options import config_path, fail, prepare_data_dir, refuse
 from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import load
 from capi_trio.control import ask
+from capi_trio.copilot import configured_traits
 from capi_trio.identities import IdentityBook
+from capi_trio.identity_operations import ShowSeatUsage
 from capi_trio.keyring import Keyring
 from capi_trio.operations import Command, Operations, Refused, ServerStatus, ShowStatus
+from capi_trio.quotas import Quotas
 from capi_trio.storage.audit_writer import open_audit_writer
 from capi_trio.storage.database import open_database
 from capi_trio.storage.errors import DirectoryLocked, StorageError
 from capi_trio.storage.lock import DirectoryLock
+from capi_trio.upstream import UpstreamClient
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,7 +58,7 @@ def _operate_here(data_dir: Path, command: Command, database: str | None) -> Ans
     prepare_data_dir(data_dir)
     try:
         with DirectoryLock.take(data_dir, timeout_s=_LOCK_S) as lock:
-            return trio.run(_run, lock, command, database, _default_rpm(data_dir))
+            return trio.run(_run, lock, command, database, _config(data_dir))
     except DirectoryLocked as error:
         answer = ask(data_dir, command)  # a server that has started in the meantime
         if answer is None:
@@ -62,21 +66,27 @@ def _operate_here(data_dir: Path, command: Command, database: str | None) -> Ans
         return answer
 
 
-async def _run(lock: DirectoryLock, command: Command, url: str | None, default_rpm: int) -> Answer:
+async def _run(lock: DirectoryLock, command: Command, url: str | None, config: Config) -> Answer:
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(open_database(lock, url))
         writer = await stack.enter_async_context(open_audit_writer(database, lock))
+        default_rpm = config.limits.requests_per_minute  # by which an override is judged
         keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=lambda: default_rpm)
         await keyring.load()
         identities = IdentityBook(database, lock.directory, now_ms=now_ms, random_bytes=random_bytes)
         await identities.load()
-        return await Operations(keyring, identities, database, writer, lock, now_ms).run(command)
+        quotas = None
+        if isinstance(command, ShowSeatUsage):
+            client = await stack.enter_async_context(UpstreamClient({}))
+            traits = configured_traits(config)
+            quotas = Quotas(identities, client, traits=lambda: traits, now_s=lambda: now_ms() / 1000)
+        return await Operations(keyring, identities, database, writer, lock, now_ms, quotas).run(command)
 
 
-def _default_rpm(data_dir: Path) -> int:
-    """The configured rate, by which an override is judged; the built-in one when the file cannot be used."""
+def _config(data_dir: Path) -> Config:
+    """The configuration of a gateway that does not run; the built-in one when the file cannot be used."""
     try:
         config, _ = load(config_path(data_dir, None))
     except ConfigError:
-        config = Config()
-    return config.limits.requests_per_minute
+        return Config()
+    return config

@@ -32,7 +32,6 @@ from capi_trio.upstream import Secret
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from capi_core.github.quota import QuotaReport
     from capi_trio.github.client import GitHubClient
 
 __all__ = ["CopilotAccess", "CopilotTokens", "NoTokenError", "TokenCounts", "TokenState", "TokenStatus"]
@@ -182,10 +181,6 @@ class CopilotTokens:
         again = self._schedule.may_replay(token.reveal(), self._now(), replayed=replayed)
         self._nudged.set()
         return again
-
-    async def usage(self) -> QuotaReport:
-        """What is left of the seat, as GitHub says at this moment. Raises `GitHubFailedError`."""
-        return await self._client.usage(self._github_token)
 
     async def run(self) -> NoReturn:
         """Keeps the token alive until it is cancelled; whoever waits for one then is told that there is none."""

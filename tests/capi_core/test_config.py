@@ -13,6 +13,7 @@ from capi_core.aliases import Alias, UpstreamModels
 from capi_core.config import (
     Config,
     ConfigError,
+    FanoutConfig,
     FeaturesConfig,
     LimitsConfig,
     ModelConfig,
@@ -22,6 +23,7 @@ from capi_core.config import (
     json_schema,
     parse,
 )
+from capi_core.fanout import FanoutThresholds
 from capi_core.protocols.kinds import Protocol
 from capi_core.routing import UpstreamTraits
 
@@ -113,6 +115,8 @@ def test_the_catalog_keeps_the_files_order_and_takes_lists_from_the_caller() -> 
         ({"version": 2}, "$.version"),
         ({"version": "1"}, "$.version"),
         ({"strict": "yes"}, "$.strict"),
+        ({"limits": {"fanout": {"owners": 0}}}, "$.limits.fanout.owners"),
+        ({"limits": {"fanout": {"keys": 1025}}}, "$.limits.fanout.keys"),
         ({"default_model": 5}, "$.default_model"),
         ({"default_model": ""}, "$.default_model"),
         ({"default_model": "no-such"}, "$.default_model"),
@@ -199,6 +203,7 @@ def test_each_rule_tells_its_place(document: object, path: str) -> None:
         (b'{"models":{"a":{"upstream":"x","upstream":"y"}}}', "$.models.a"),
         (b'{"upstreams":{"u":{"kind":"demo","kind":"demo"}}}', "$.upstreams.u"),
         (b'{"limits":{"grace_s":1,"grace_s":2}}', "$.limits"),
+        (b'{"limits":{"fanout":{"keys":1,"keys":2}}}', "$.limits.fanout"),
     ],
 )
 def test_a_name_that_stands_twice_is_refused(text: bytes, path: str) -> None:
@@ -271,17 +276,18 @@ def test_a_problem_shows_no_value_of_the_file() -> None:
 def test_members_that_this_version_does_not_know_are_warned_about_and_nothing_else() -> None:
     document = GOOD | {
         "prices": {"gpt": {}},
-        "limits": {"max_dogs": 1},
+        "limits": {"max_dogs": 1, "fanout": {"keys": 9, "cats": 2}},
         "models": {"fast": {"upstream": "x", "weight": 3}},
         "upstreams": {"openai": {"kind": "openai", "base_url": "https://h.example/v1", "max_in_flight": 4}},
     }
     config, warnings = parse(json.dumps(document).encode())
     assert [warning.path for warning in warnings] == [
+        "$.limits.fanout.cats",
         "$.limits.max_dogs",
         "$.models.fast.weight",
         "$.prices",
     ]
-    assert str(warnings[2]) == "$.prices: this version does not know this member; it is kept and ignored"
+    assert str(warnings[3]) == "$.prices: this version does not know this member; it is kept and ignored"
     assert config.models["fast"].upstream == "x"
 
 
@@ -514,7 +520,7 @@ def test_the_schema_has_the_shape_of_json_schema_and_names_every_member() -> Non
     schema = json.loads(json_schema())
     definitions = schema["$defs"]
     assert schema["$ref"].removeprefix("#/$defs/") in definitions
-    for struct in (Config, ModelConfig, UpstreamConfig, LimitsConfig, FeaturesConfig, RetentionConfig):
+    for struct in (Config, ModelConfig, UpstreamConfig, LimitsConfig, FanoutConfig, FeaturesConfig, RetentionConfig):
         definition = definitions[struct.__name__]
         assert definition["type"] == "object"
         assert set(definition["properties"]) == {member.name for member in msgspec.structs.fields(struct)}
@@ -600,6 +606,12 @@ def test_each_kind_of_upstream_has_its_protocols(
 def test_what_an_upstream_says_of_itself_counts() -> None:
     given = UpstreamConfig(kind="openai", protocols=(Protocol.RESPONSES,), count_tokens=True, betas=("b-1",))
     assert given.traits == UpstreamTraits(protocols=(Protocol.RESPONSES,), count_tokens=True, betas=("b-1",))
+
+
+def test_the_thresholds_of_the_fan_out_are_the_meters_own_unless_they_are_set() -> None:
+    assert LimitsConfig().fanout.thresholds() == FanoutThresholds()
+    config, warnings = parse(b'{"limits":{"fanout":{"addresses":9}}}')
+    assert (config.limits.fanout.thresholds(), warnings) == (FanoutThresholds(addresses=9), ())
 
 
 def test_copilot_needs_nothing_but_its_kind() -> None:

@@ -322,7 +322,7 @@ def test_the_defaults_suit_one_human_with_some_tools_and_places() -> None:
 @pytest.mark.parametrize(
     ("measure", "said"),
     [
-        (Measure.OWNERS, ["by 2 owners (more than 1)", "capi identities unshare seat", "capi identities set seat"]),
+        (Measure.OWNERS, ["by 2 owners (more than 1)", "capi identities share seat", "capi identities set seat"]),
         (Measure.KEYS, ["by 6 keys (more than 5)", "capi keys list"]),
         (Measure.ADDRESSES, ["by 6 client addresses (more than 5)", "capi keys rotate", "capi identities stop seat"]),
     ],
@@ -351,6 +351,20 @@ def test_all_that_is_over_is_in_one_warning() -> None:
     [warning] = meter.warnings(NOON)
     assert warning.over == (Measure.OWNERS, Measure.KEYS, Measure.ADDRESSES)
     assert warning.text.count("; and by ") == 2
+
+
+def test_of_a_seat_that_is_shared_on_purpose_only_other_things_are_warned_about() -> None:
+    """And what is over later is told then, as nothing of the hour was told before."""
+    meter = a_meter(FanoutThresholds(keys=2))
+    for number, owner in enumerate(("alice", "bob")):
+        request(meter, owner=owner, key_id=f"k{number}")
+    assert meter.warnings(NOON, {"seat"}) == meter.new_warnings(NOON, {"seat"}) == ()
+    request(meter, key_id="k2")
+    (warning,) = meter.new_warnings(NOON, {"seat"})
+    assert warning.over == (Measure.KEYS,)
+    assert meter.new_warnings(NOON, {"seat"}) == ()
+    (again,) = meter.warnings(NOON, {"other"})
+    assert again.over == (Measure.OWNERS, Measure.KEYS)
 
 
 def test_warnings_are_of_this_hour_and_the_one_before() -> None:

@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 from typing_extensions import override
 
-from capi_core.commands import Operation
+from capi_core.commands import Operation, SendRequest
 from capi_core.config import Config, LimitsConfig, ModelConfig, UpstreamConfig
 from capi_core.credentials import find_credential
 from capi_core.errors import Problem
@@ -26,8 +26,9 @@ from capi_core.limits import RetryAfter, problem_rate_limited
 from capi_trio.access import ANONYMOUS, Access, Door, OpenDoor
 from capi_trio.admission import OPEN_ADMISSION, Admission, AdmissionRefusedError, Asked, NotAdmitted
 from capi_trio.app import Gateway, Snapshot
-from capi_trio.perimeter import Perimeter
-from capi_trio.seats import Seats
+from capi_trio.perimeter import Perimeter, parse_network
+from capi_trio.seats import Seat, Seats
+from capi_trio.upstream import UpstreamClient
 from tests.support import fakes
 from tests.support.asgi_harness import Client, Response
 from tests.support.fakes import DONE, FakeUpstream, Reply, chunk, finish
@@ -53,6 +54,21 @@ LISTS: Final[Mapping[str, Mapping[str, bytes] | None]] = {
 }
 
 
+class _Watched(Seats):
+    """Seats that note where the clients of requests are."""
+
+    def __init__(self, client: UpstreamClient, config: Config) -> None:
+        super().__init__(client, config, now_s=lambda: 0.0)
+        self.addresses: list[str | None] = []
+
+    @override
+    @asynccontextmanager
+    async def take(self, key: KeyRecord, request: SendRequest, *, address: str | None = None) -> AsyncIterator[Seat]:
+        self.addresses.append(address)
+        async with super().take(key, request, address=address) as seat:
+            yield seat
+
+
 class World:
     """A gateway, its upstream, a client, and what was logged."""
 
@@ -63,6 +79,8 @@ class World:
         self.is_ready = True
         self.is_sealed = False
         self.door: Door | OpenDoor = OpenDoor()
+        self.perimeter = Perimeter()
+        self.seats = _Watched(self.asking, self.config)
         self.gateway = self.gateway_with(self.snapshot)
         self.logs: list[dict[str, object]] = []
         self.peer: Guarded
@@ -73,9 +91,9 @@ class World:
         return Gateway(
             snapshot=snapshot,
             client=self.asking,
-            seats=Seats(self.asking, self.config, now_s=lambda: 0.0),
+            seats=self.seats,
             door=self.door,
-            perimeter=Perimeter(),
+            perimeter=self.perimeter,
             ready=lambda: self.is_ready,
             sealed=lambda: self.is_sealed,
             new_request_id=request_ids(),
@@ -147,6 +165,7 @@ NOWHERE: Final = [
     "/healthz/",
     "/%00",
     "/%ff",
+    "/usage",
 ]
 METHODS: Final = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"]
 
@@ -174,6 +193,23 @@ async def test_each_route_takes_its_own_methods_only(autojump_clock: MockClock, 
             if method != "HEAD":
                 assert error(response).code == "unknown_route"
     assert len(world.up.asked) == (len(ASKING) if method == "POST" else 0)
+
+
+async def test_a_seat_is_taken_for_the_clients_address_and_not_for_a_trusted_proxys(autojump_clock: MockClock) -> None:
+    world = World()
+    async with world.open():
+        await world.client.request("POST", "/v1/chat/completions", ASK)
+        forwarded = [("x-forwarded-for", "198.51.100.7, 192.0.2.9")]
+        await world.client.request("POST", "/v1/chat/completions", ASK, headers=forwarded)
+    direct = world.seats.addresses[0]
+    assert direct is not None
+    assert world.seats.addresses == [direct, direct], "nobody trusts what this client says of itself"
+    behind = World()
+    behind.perimeter = Perimeter(trusted_proxies=(parse_network(direct),))
+    behind.gateway = behind.gateway_with(behind.snapshot)
+    async with behind.open():
+        await behind.client.request("POST", "/v1/chat/completions", ASK, headers=forwarded)
+    assert behind.seats.addresses == ["192.0.2.9"]
 
 
 @pytest.mark.parametrize("path", READING)
@@ -552,7 +588,7 @@ async def test_an_upstreams_limits_are_its_own(autojump_clock: MockClock) -> Non
         for body in ({**ASK, "stream": True}, {"model": "s", "messages": [], "stream": True}):
             await world.client.request("POST", "/v1/chat/completions", body)
     assert [line["latency_ms"] for line in world.logs] == [20_000, 50_000]
-    assert [line["first_byte_ms"] for line in world.logs] == [7000, 7000]
+    assert [line["first_byte_ms"] for line in world.logs] == [20_000, 50_000], "a keep-alive is no answer"
     assert [line["outcome"] for line in world.logs] == ["timeout", "timeout"]
 
 

@@ -4,6 +4,7 @@ Against the demo provider's GitHub and Copilot in the place of httpx's connectio
 """
 
 import json
+import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Final
@@ -16,15 +17,16 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from typing_extensions import override
 
 from capi_core.commands import Operation, SendRequest
-from capi_core.config import Config, LimitsConfig, UpstreamConfig
+from capi_core.config import Config, FanoutConfig, LimitsConfig, UpstreamConfig
 from capi_core.headers import find
 from capi_core.identities import IdentityRecord, IdentityState
 from capi_core.keys import KeyRecord
 from capi_trio.access import ANONYMOUS
-from capi_trio.copilot import CopilotSeats, client_traits
+from capi_trio.copilot import CopilotSeats, client_traits, configured_traits
 from capi_trio.demo.answers import Refused, Request, World, Write
 from capi_trio.demo.app import IdCounter
 from capi_trio.demo.github import Call, DemoGitHub, Trouble
+from capi_trio.fanout import FanoutWatch
 from capi_trio.github.tokens import TokenStatus
 from capi_trio.seats import NoSeatError, Seat, Seats
 from capi_trio.storage.errors import IdentityNotFound
@@ -133,9 +135,15 @@ class Scene:
         self.book = Book(*records)
         self.client = UpstreamClient({}, transport=self.peer)
         self.linked = 0
+        self.fanout = FanoutWatch(
+            self.book.live,
+            now_ms=lambda: round((NOW + trio.current_time()) * 1000),
+            random_bytes=random.Random(0).randbytes,
+        )
         self.copilot = CopilotSeats(
             self.book,
             self.client,
+            self.fanout,
             now_s=lambda: NOW + trio.current_time(),
             fraction=lambda: 0.5,
             on_linked=self.count_linked,
@@ -149,6 +157,7 @@ class Scene:
     async def open(self) -> AsyncIterator["Scene"]:
         async with self.client, trio.open_nursery() as nursery:
             nursery.start_soon(self.copilot.run)
+            nursery.start_soon(self.fanout.run)
             await wait_all_tasks_blocked()
             yield self
             nursery.cancel_scope.cancel()
@@ -291,6 +300,17 @@ async def test_a_seat_without_a_live_token_is_told_of(autojump_clock: MockClock)
         assert await world.ask(key(owner="Ben")) == (200, "b")
 
 
+async def test_an_identity_that_has_just_come_has_no_token_yet(autojump_clock: MockClock) -> None:
+    async with Scene().open() as world:
+        world.peer.github.link("ghu_new0000000000", "new")
+        world.book.put(identity("new"))
+        with pytest.raises(NoSeatError) as refused:
+            await world.ask()
+        assert refused.value.problem.code == "identity_unusable"
+        await wait_all_tasks_blocked()
+        assert await world.ask() == (200, "new")
+
+
 async def test_models_are_listed_by_any_seat_that_can(autojump_clock: MockClock) -> None:
     stopped = identity("a", state=IdentityState.STOPPED)
     async with Scene(stopped, identity("b", owner="Ben")).open() as world:
@@ -298,6 +318,74 @@ async def test_models_are_listed_by_any_seat_that_can(autojump_clock: MockClock)
         secrets = world.seats.secrets
     assert b"ghu_b0000000000" in secrets
     assert any(secret.startswith(b"tid=") for secret in secrets)
+
+
+# -- how widely a seat is used -----------------------------------------------------------------------------------
+
+
+async def test_who_rides_a_seat_is_metered_from_its_taking_to_its_end(autojump_clock: MockClock) -> None:
+    async with Scene(identity("a")).open() as world:
+        async with (
+            world.seats.take(key("1", "Ann"), request(), address="192.0.2.1"),
+            world.seats.take(key("2", "Ben"), request(), address="2001:db8::1"),
+        ):
+            with trio.move_on_after(5):
+                await world.ask(key("3", "Cid"))
+        with pytest.raises(ZeroDivisionError):
+            async with world.seats.take(key("2", "Ben"), request()):
+                raise ZeroDivisionError
+        assert await world.ask(key("1", "Ann")) == (200, "a")
+        (report,) = world.fanout.reports("a")
+    assert (report.owners.count, report.keys.count) == (2, 2), "who never had a slot does not count"
+    assert report.addresses.count == 3, "one of them is not known"
+    assert (report.requests, report.peak_in_flight) == (4, 2)
+
+
+async def test_a_request_that_finds_no_token_is_no_ride(autojump_clock: MockClock) -> None:
+    world = Scene(identity("a"))
+    world.peer.github.fail(Call.COPILOT_TOKEN, Trouble.no_copilot(), None)
+    async with world.open():
+        with pytest.raises(NoSeatError):
+            await world.ask()
+        assert world.fanout.reports("a") == ()
+
+
+async def test_the_thresholds_are_those_of_the_configuration_of_the_moment(autojump_clock: MockClock) -> None:
+    async with Scene(identity("a")).open() as world:
+        for number in range(3):
+            await world.ask(key(str(number)))
+        assert world.fanout.warnings() == ()
+        limits = LimitsConfig(fanout=FanoutConfig(keys=2))
+        world.seats.set_config(Config(upstreams=CONFIG.upstreams, limits=limits))
+        (warning,) = world.fanout.warnings()
+        assert warning.report.identity == "a"
+
+
+# -- what is left --------------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_that_of_the_seat_with_the_least_to_do(autojump_clock: MockClock) -> None:
+    async with Scene(identity("a"), identity("b")).open() as world:
+        assert (await world.seats.usage(key())).identity == "a"
+        async with world.seat():
+            assert (await world.seats.usage(key())).identity == "b"
+        asked = [one for one in world.peer.asked if one.path == Call.COPILOT_USER.value[1]]
+    assert len(asked) == 2
+    assert {find(one.headers, b"editor-version") for one in asked} == {
+        client_traits(CONFIG.upstreams["gh"]).user_agent.encode()
+    }
+
+
+async def test_a_seat_of_which_nothing_is_told_is_refused_with_the_operators_next_step(
+    autojump_clock: MockClock,
+) -> None:
+    async with Scene(identity("a")).open() as world:
+        world.peer.github.fail(Call.COPILOT_USER, Trouble.http(503))
+        with pytest.raises(NoSeatError) as refused:
+            await world.seats.usage(key())
+    problem = refused.value.problem
+    assert (problem.status, problem.code, problem.retry_after_s) == (503, "usage_unavailable", None)
+    assert "capi identities usage a" in problem.message
 
 
 # -- the operator's hand -------------------------------------------------------------------------------------------
@@ -316,6 +404,31 @@ async def test_an_identity_that_is_paused_serves_nobody_until_it_goes_on(autojum
         world.book.put(identity("a"))
         await wait_all_tasks_blocked()
         assert await world.ask() == (200, "a")
+
+
+async def test_an_upstream_that_was_away_still_counts_what_is_in_flight(autojump_clock: MockClock) -> None:
+    """An edit of the configuration that is taken back must not let more through than the cap; who waits is told."""
+    async with Scene(identity("a", cap=1)).open() as world:
+        async with world.seat(), trio.open_nursery() as nursery:
+            refused: list[str] = []
+
+            async def wait() -> None:
+                try:
+                    await world.ask(key("waits"))
+                except NoSeatError as error:
+                    refused.append(error.problem.code)
+
+            nursery.start_soon(wait)
+            await wait_all_tasks_blocked()
+            world.seats.set_config(Config())
+            await wait_all_tasks_blocked()
+            world.seats.set_config(CONFIG)
+            await wait_all_tasks_blocked()
+            with trio.move_on_after(30) as waiting:
+                await world.ask(key("b"))
+            assert waiting.cancelled_caught
+        assert await world.ask(key("b")) == (200, "a")
+    assert refused == ["identity_stopped"]
 
 
 async def test_the_kill_switch_refuses_all_and_lets_what_runs_finish(autojump_clock: MockClock) -> None:
@@ -378,3 +491,6 @@ def test_how_the_gateway_presents_itself_is_the_operators_choice() -> None:
     traits = client_traits(chosen)
     assert (traits.editor_version, traits.integration_id, traits.extra) == ("vscode/1.99", "x", ((b"a", b"b"),))
     assert client_traits(UpstreamConfig(kind="copilot")).editor_version.startswith("capi/")
+    assert configured_traits(Config(upstreams={"gh": chosen})) == traits
+    for without in (None, Config(), Config(upstreams={"up": UpstreamConfig(kind="demo")})):
+        assert configured_traits(without).editor_version.startswith("capi/")

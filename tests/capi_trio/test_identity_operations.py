@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import msgspec
 import pytest
-from attrs import asdict
+from attrs import asdict, evolve
 
+from capi_core.gate_events import GateLimits
+from capi_core.github import TokenProblem
 from capi_core.identities import IdentityRecord, IdentityState
+from capi_trio.access import ANONYMOUS
+from capi_trio.fanout import FanoutWatch
+from capi_trio.github.tokens import TokenState, TokenStatus
 from capi_trio.identities import IdentityView
 from capi_trio.identity_operations import (
     AddIdentity,
@@ -16,21 +22,29 @@ from capi_trio.identity_operations import (
     IdentityAnswer,
     IdentityCommand,
     IdentityStatus,
+    IdentityUsage,
     ListIdentities,
     PauseIdentity,
     RemoveIdentity,
     ResumeIdentity,
+    SeatUsageAnswer,
     SetIdentity,
     ShareIdentity,
     ShowIdentity,
+    ShowSeatUsage,
     StopIdentity,
     UnshareIdentity,
     run_identity_command,
 )
-from capi_trio.operations import Answer, Command, Refused
+from capi_trio.operations import Answer, Command, Operations, Refused
+from capi_trio.quotas import Quotas
+from capi_trio.seat_status import SeatStatuses
+from capi_trio.slots import Slots
 from capi_trio.token_files import TOKENS_NAME
+from capi_trio.upstream import UpstreamClient
 from tests.capi_trio.helpers import Ring, audit_lines, open_ring, stored_identities
 from tests.capi_trio.storage.helpers import NOW
+from tests.support.github_peer import BASE, TRAITS, GitHubPeer
 
 TOKEN = "gho_" + "a1B" * 12
 ADD = AddIdentity(name="a", token=TOKEN, owner="Ann")
@@ -159,6 +173,71 @@ async def test_looking_changes_nothing_and_tells_of_tokens_that_cannot_be_used(t
         assert len(await audit_lines(ring.store)) == 2
 
 
+# -- how seats are, and what is left of them -----------------------------------------------------------------------
+
+
+def with_seats(ring: Ring) -> Operations:
+    """As in a server: the identity `a` has a seat, and is used."""
+    dice = random.Random(0)
+    watch = FanoutWatch(lambda: (), now_ms=ring.clock, random_bytes=dice.randbytes)
+    slots = Slots(GateLimits(cap=3))
+    with watch.riding("a", ANONYMOUS, "192.0.2.1"):
+        pass
+    token = TokenState(TokenStatus.REFUSED, TokenProblem.REVOKED)
+    seats = SeatStatuses(lambda: {"a": (token, slots.snapshot())}, watch, ring.clock)
+    return evolve(ring.operations, seats=seats)
+
+
+async def test_a_server_also_tells_how_the_seats_are_to_those_who_look(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        operations = with_seats(ring)
+        await run(ring, ADD)
+        await run(ring, AddIdentity(name="b", token=TOKEN))
+        shown_one = await operations.run(ShowIdentity("a"))
+        assert isinstance(shown_one, IdentityAnswer)
+        seat = shown_one.identity.seat
+        assert seat is not None
+        assert (seat.token, seat.token_problem, seat.cap, len(seat.fanout)) == ("refused", "revoked", 3, 1)
+        listed = await operations.run(ListIdentities())
+        assert isinstance(listed, IdentitiesAnswer)
+        first, second = listed.identities
+        assert first.seat == msgspec.structs.replace(seat, fanout=[])
+        assert second.seat is None, "no upstream uses it"
+        assert msgspec.json.decode(msgspec.json.encode(listed), type=IdentitiesAnswer) == listed
+        changed = await operations.run(PauseIdentity("a"))
+        assert isinstance(changed, IdentityAnswer)
+        assert changed.identity.seat is None, "the gate has not followed yet"
+
+
+async def usages(ring: Ring, peer: GitHubPeer, name: str | None = None) -> list[IdentityUsage]:
+    async with UpstreamClient({}, transport=peer) as client:
+        quotas = Quotas(ring.book, client, traits=lambda: TRAITS, now_s=peer.now)
+        answer = await evolve(ring.operations, quotas=quotas).run(ShowSeatUsage(name))
+    assert isinstance(answer, SeatUsageAnswer), answer
+    assert msgspec.json.decode(msgspec.json.encode(answer), type=Answer) == answer
+    return answer.identities
+
+
+async def test_what_is_left_is_asked_for_each_or_for_one(tmp_path: Path) -> None:
+    peer = GitHubPeer(latency_s=0.01)
+    async with open_ring(tmp_path / "data") as ring:
+        assert await usages(ring, peer) == []
+        for number in range(12):
+            await run(ring, AddIdentity(name=f"seat-{number:02}", token=f"{TOKEN}{number}", host=BASE))
+            peer.github.link(f"{TOKEN}{number}", f"login-{number}")
+        peer.github.revoke(f"{TOKEN}3")
+        (tmp_path / "data" / TOKENS_NAME / "seat-04.token").unlink()
+        found = await usages(ring, peer)
+        assert [one.identity for one in found] == [f"seat-{number:02}" for number in range(12)]
+        assert [number for number, one in enumerate(found) if one.usage is None] == [3, 4]
+        assert found[3].problem == TokenProblem.REVOKED.next_step
+        assert found[4].problem is not None
+        assert found[0].usage is not None
+        assert (found[0].usage.plan, found[0].problem) == ("individual", None)
+        assert [one.identity for one in await usages(ring, peer, "seat-11")] == ["seat-11"]
+        assert len(await audit_lines(ring.store)) == 12
+
+
 @pytest.mark.parametrize(
     ("command", "why"),
     [
@@ -200,3 +279,14 @@ async def test_a_refused_token_is_not_repeated(tmp_path: Path) -> None:
         assert "s3cret" not in await refusal(ring, AddIdentity(name="a", token="s3cret value"))
         answer = await run_identity_command(ring.book, ADD)
         assert TOKEN not in repr(answer)
+
+
+async def test_nobody_is_asked_about_who_is_not_there(tmp_path: Path) -> None:
+    peer = GitHubPeer()
+    async with open_ring(tmp_path / "data") as ring, UpstreamClient({}, transport=peer) as client:
+        quotas = Quotas(ring.book, client, traits=lambda: TRAITS, now_s=peer.now)
+        answer = await evolve(ring.operations, quotas=quotas).run(ShowSeatUsage("nobody"))
+        assert answer == Refused("there is no identity 'nobody'; capi identities list shows their names")
+        with pytest.raises(AssertionError):
+            await ring.operations.run(ShowSeatUsage())
+    assert peer.asked == []

@@ -6,7 +6,8 @@ from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, ConnectionState, H
 from capi_core.exchange import Operation
 from capi_core.protocols.kinds import Protocol
 from capi_core.protocols.registry import CODECS
-from capi_trio.request import OPERATIONS, SESSION_PATHS, Request, id_headers
+from capi_trio.request import OPERATIONS, READING, SESSION_PATHS, Request, id_headers, wrong_method
+from capi_trio.upstream import UpstreamClient
 
 
 async def receive() -> ASGIReceiveEvent:
@@ -62,3 +63,15 @@ def test_an_answer_carries_its_id_under_both_names() -> None:
 def test_sockets_open_where_responses_are_asked_for() -> None:
     paths = {path.decode() for path, operation in OPERATIONS.items() if operation is Operation.RESPONSES}
     assert paths == SESSION_PATHS
+
+
+def test_a_question_to_a_model_knows_where_its_client_is() -> None:
+    asked = request(b"/v1/messages", (b"x-a", b"b"))
+    call = asked.call(UpstreamClient({}), "192.0.2.1")
+    assert (call.id, call.transport, call.address) == ("req_1", "http", "192.0.2.1")
+    assert (call.client_headers, call.headers) == (((b"x-a", b"b"),), asked.headers)
+
+
+def test_a_route_says_which_methods_it_takes() -> None:
+    assert (wrong_method("POST").status, wrong_method("POST").code) == (405, "method_not_allowed")
+    assert {"GET", "HEAD"} == READING

@@ -50,6 +50,13 @@ async def test_without_a_cap_there_is_always_a_seat(autojump_clock: MockClock) -
         assert seat.slot is None
 
 
+async def test_there_are_no_identities_to_ask_about_without_seats_of_copilot() -> None:
+    book = seats(None)
+    assert not book.have_identities
+    with pytest.raises(AssertionError):
+        await book.usage(ANONYMOUS)
+
+
 async def test_with_a_cap_each_key_has_its_turn(autojump_clock: MockClock) -> None:
     book, order = seats(1, max_queued_per_identity=10), list[tuple[str, float]]()
     async with trio.open_nursery() as nursery:
@@ -80,6 +87,7 @@ async def test_who_finds_no_place_is_told_when_to_come_back(autojump_clock: Mock
         (429, ((b"retry-after", b"20"),), 20),
         (503, ((b"retry-after-ms", b"1500"),), 1.5),
         (503, ((b"retry-after", b"Thu, 01 Jan 1970 00:00:07 GMT"),), 7),
+        (529, ((b"retry-after", b"20"),), 20),
         (429, (), 0),
         (429, ((b"retry-after", b"0"),), 0),
         (500, ((b"retry-after", b"20"),), 0),
@@ -125,3 +133,15 @@ async def test_an_upstream_that_is_not_there_has_no_seat() -> None:
     with pytest.raises(UpstreamFailedError):
         async with take(seats(None), "a", "gone"):
             raise AssertionError("somebody sits there")
+
+
+async def test_a_cap_that_was_away_still_counts_what_is_in_flight(autojump_clock: MockClock) -> None:
+    """An edit of the configuration that is taken back must not let twice as many through."""
+    book, order = seats(1), list[tuple[str, float]]()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hold, book, "a", 10.0, order)
+        await trio.testing.wait_all_tasks_blocked()
+        book.set_config(config(None))
+        book.set_config(config(1))
+        await hold(book, "b", 0, order)
+    assert order == [("a", 0), ("b", 10)]

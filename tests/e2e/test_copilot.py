@@ -1,5 +1,7 @@
 """A gateway in front of Copilot seats, in processes and over sockets: GitHub is the demo provider's."""
 
+import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -7,6 +9,8 @@ from pathlib import Path
 from typing import Final
 
 import anthropic
+import httpx
+import msgspec
 import openai
 import pytest
 import trio
@@ -16,15 +20,21 @@ from capi_trio.demo.github import Call, DemoGitHub
 from capi_trio.identity_operations import (
     AddIdentity,
     IdentityAnswer,
+    IdentityStatus,
+    IdentityUsage,
     PauseIdentity,
     ResumeIdentity,
+    SetIdentity,
     ShareIdentity,
+    ShowIdentity,
     StopIdentity,
 )
 from capi_trio.operations import CreateKey
+from capi_trio.quotas import SeatUsage
+from capi_trio.seat_status import SeatStatus
 from tests.e2e.conftest import faultless
 from tests.support.github_server import serving
-from tests.support.process import Capi, gateway, issue_key
+from tests.support.process import Capi, command, gateway, issue_key
 
 CONFIG: Final = {"upstreams": {"github": {"kind": "copilot"}}, "limits": {"max_in_flight_per_identity": 4}}
 QUICK: Final = '[[demo {"pace_ms": 0}]]'
@@ -176,5 +186,142 @@ async def test_a_client_that_leaves_frees_its_slot_also_in_the_queue(tmp_path: P
                 streams[0].close()
                 assert chat(capi)
                 capi.wait_for(lambda: len(capi.events("exchange", outcome="client_gone")) == 3)
+
+        await in_thread(work)
+
+
+# -- what the operator and the caller see --------------------------------------------------------------------------
+
+
+def told(data_dir: Path, *arguments: str) -> str:
+    """What `capi identities ARGUMENTS` prints, in a process of its own."""
+    done = command("identities", *arguments, "--data-dir", str(data_dir))
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def seat_of(data_dir: Path, name: str) -> SeatStatus:
+    """How the running server says that it is."""
+    answer = ask(data_dir, ShowIdentity(name))
+    assert isinstance(answer, IdentityAnswer), answer
+    assert answer.identity.seat is not None
+    return answer.identity.seat
+
+
+async def test_the_operator_sees_each_seat_while_it_is_used_and_its_record_afterwards(tmp_path: Path) -> None:
+    async with serving(github()) as url:
+
+        def work() -> None:
+            limits = {"max_in_flight_per_identity": 2}
+            with faultless(gateway(tmp_path, {**CONFIG, "limits": limits})) as capi, ExitStack() as stack:
+                link(tmp_path, url, "ann")
+                sdk = stack.enter_context(client(capi))
+                slow = 'Count. [[demo {"pace_ms": 50, "events": 400}]]'
+                for _ in range(2):
+                    stream = sdk.chat.completions.create(
+                        model="demo-chat", messages=[{"role": "user", "content": slow}], stream=True
+                    )
+                    next(iter(stack.enter_context(stream)))
+                shown = msgspec.json.decode(told(tmp_path, "show", "ann", "--json"), type=IdentityStatus)
+                seat = seat_of(tmp_path, "ann")
+                assert shown.seat == seat
+                assert (seat.token, seat.sku, seat.gate) == ("linked", "demo_seat", "open")
+                assert (seat.in_flight, seat.queued, seat.cap, seat.peak_in_flight) == (2, 0, 2, 2)
+                assert sum(hour.requests for hour in seat.fanout) == 2
+                assert max(hour.peak_in_flight for hour in seat.fanout) == 2
+                assert "2 of 2" in told(tmp_path, "list")
+                assert isinstance(ask(tmp_path, PauseIdentity("ann", "quota")), IdentityAnswer)
+                capi.wait_for(lambda: seat_of(tmp_path, "ann").pause_cause == "operator")
+            shown = msgspec.json.decode(told(tmp_path, "show", "ann", "--json"), type=IdentityStatus)
+            assert (shown.state, shown.seat) == ("paused", None)
+
+        await in_thread(work)
+
+
+async def test_a_seat_that_github_refuses_says_what_to_do(tmp_path: Path) -> None:
+    hub = github()
+    hub.revoke(TOKENS["ann"])
+    async with serving(hub) as url:
+
+        def work() -> None:
+            with faultless(gateway(tmp_path, CONFIG)) as capi:
+                link(tmp_path, url, "ann")
+                capi.log_line("no_new_token", identity="ann")
+                seat = seat_of(tmp_path, "ann")
+                assert (seat.token, seat.token_problem) == ("refused", "revoked")
+                assert "link the identity again" in told(tmp_path, "list")
+
+        await in_thread(work)
+
+
+async def test_a_caller_and_the_operator_are_told_what_is_left(tmp_path: Path) -> None:
+    hub = github(entitlement=300)
+    async with serving(hub) as url:
+
+        def usage(capi: Capi, key: str) -> httpx.Response:
+            return httpx.get(f"{capi.url}/usage", headers={"x-api-key": key})
+
+        def work() -> None:
+            with faultless(gateway(tmp_path, CONFIG, auth=True)) as capi:
+                keys = {who: issue_key(tmp_path, CreateKey(label=who, owner=who)).text for who in ("Ann", "Cid")}
+                link(tmp_path, url, "ann", "Ann")
+                for _ in range(3):
+                    assert chat(capi, api_key=keys["Ann"])
+                answer = usage(capi, keys["Ann"])
+                assert answer.status_code == 200
+                left = msgspec.json.decode(answer.content, type=SeatUsage)
+                assert (left.identity, left.plan) == ("ann", "individual")
+                assert (left.quotas[0].used, left.quotas[0].remaining) == (3, 297)
+                refused = usage(capi, keys["Cid"])
+                assert (refused.status_code, refused.json()["error"]["code"]) == (403, "no_identity")
+                assert usage(capi, "sk-cap-nobody").status_code == 401
+                [seen] = msgspec.json.decode(told(tmp_path, "usage", "ann", "--json"), type=list[IdentityUsage])
+                assert seen.usage == left
+            assert hub.calls[Call.COPILOT_USER] == 1, "the command was told what the caller was"
+            assert "297" in told(tmp_path, "usage"), "without a server the command asks by itself"
+            assert TOKENS["ann"] not in str(capi.logs) + str(capi.text)
+            with faultless(gateway(tmp_path, {"upstreams": {"demo": {"kind": "demo"}}}, auth=True)) as other:
+                nowhere = usage(other, keys["Ann"])
+                assert (nowhere.status_code, nowhere.json()["error"]["code"]) == (404, "unknown_route")
+
+        await in_thread(work)
+    assert hub.calls[Call.COPILOT_USER] == 2
+
+
+async def test_a_seat_that_more_than_one_human_seems_to_use_is_warned_about(tmp_path: Path) -> None:
+    """By owners until it is shared on purpose, by addresses all the same; and nobody's name or address is told."""
+    addresses = [f"198.51.100.{number}" for number in range(3)]
+    left_s = 3600 - time.time() % 3600
+    if left_s < 60:
+        await trio.sleep(left_s)  # it is counted by the hour, and the gateway's clock is the machine's
+    async with serving(github()) as url:
+
+        def work() -> None:
+            with faultless(gateway(tmp_path, CONFIG, "--trusted-proxy", "127.0.0.1", auth=True)) as capi:
+                link(tmp_path, url, "ann")
+                owners = ("Ann", "Ben", "Cid")
+                keys = [issue_key(tmp_path, CreateKey(label=owner, owner=owner)).text for owner in owners]
+                for key, address in zip(keys, addresses, strict=True):
+                    with client(capi, key) as sdk:
+                        sdk.with_options(default_headers={"x-forwarded-for": address}).chat.completions.create(
+                            model="demo-chat", messages=[{"role": "user", "content": f"hello {QUICK}"}]
+                        )
+                seat = seat_of(tmp_path, "ann")
+                hour = seat.fanout[-1]
+                assert (hour.owners, hour.keys, hour.addresses, hour.requests) == (3, 3, 3, 3)
+                assert [step for step in seat.next_steps if "3 owners" in step] == seat.next_steps
+                assert "capi identities share ann" in told(tmp_path, "list")
+                for change in (SetIdentity(name="ann", owner="Ann"), ShareIdentity("ann", "one team, one seat")):
+                    assert isinstance(ask(tmp_path, change), IdentityAnswer)
+                assert seat_of(tmp_path, "ann").next_steps == []
+                narrow = {**CONFIG, "limits": {"fanout": {"addresses": 2}}}
+                (tmp_path / "config.json").write_bytes(msgspec.json.encode(narrow))
+                capi.send_signal(signal.SIGHUP)
+                capi.wait_for(lambda: "3 client addresses" in str(seat_of(tmp_path, "ann").next_steps))
+                assert chat(capi, api_key=keys[0])
+                line = capi.log_line("identity_fanout", identity="ann")
+                assert (line["over"], line["addresses"]) == (["addresses"], "4")
+            said = str(capi.logs) + str(capi.text)
+            assert [address for address in addresses if address in said] == []
 
         await in_thread(work)

@@ -28,6 +28,7 @@ STRUCTS: Final[Mapping[str, tuple[type[msgspec.Struct], str]]] = {
     "ModelConfig": (config.ModelConfig, "models.NAME."),
     "FallbackConfig": (config.FallbackConfig, "models.NAME.fallbacks[]."),
     "LimitsConfig": (config.LimitsConfig, ""),
+    "FanoutConfig": (config.FanoutConfig, "fanout."),
     "FeaturesConfig": (config.FeaturesConfig, ""),
     "RetentionConfig": (config.RetentionConfig, ""),
 }

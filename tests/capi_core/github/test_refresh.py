@@ -253,3 +253,11 @@ def test_whatever_happens_a_token_in_use_is_alive_and_refreshes_keep_their_pause
         else:
             schedule.abandon()
     assert not re.search("tid", repr(schedule))
+
+
+def test_a_token_that_ended_on_its_way_is_renewed_however_young_it_is() -> None:
+    """A request that was sent in the last moment of a short life comes back with 401."""
+    schedule = schedule_with(token(life=2.0))
+    assert not schedule.may_replay("tid=1", NOW + 1.9, replayed=False)
+    assert schedule.may_replay("tid=1", NOW + 2.0, replayed=False)
+    assert schedule.decide(NOW + 2.0) == Refresh()

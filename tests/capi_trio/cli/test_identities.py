@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import msgspec
 import pytest
 import trio
 
 from capi_core.identities import IdentityDraft
+from capi_trio.cli import identities
 from capi_trio.cli.identities import store_identity
-from capi_trio.identity_operations import IdentityStatus
+from capi_trio.demo.github import DemoGitHub
+from capi_trio.identity_operations import IdentityStatus, IdentityUsage
 from capi_trio.token_files import TOKENS_NAME
 from capi_trio.upstream import Secret
 from tests.capi_trio.cli.helpers import Capi
 from tests.capi_trio.helpers import audit_lines
 from tests.capi_trio.test_control import open_control
+from tests.support.github_server import serving
 
 TOKEN = Secret("gho_" + "a1B" * 12)
 CHANGES = {
@@ -192,3 +196,77 @@ def test_one_identity_is_shown_with_what_there_is_to_say_and_never_its_token(cap
     told = dict(re.split(r" +", line, maxsplit=1) for line in capi.output("identities", "pause", "a").splitlines())
     assert told["state"] == "paused"
     assert "others can read" in told["token_problem"]
+
+
+# -- what is left -------------------------------------------------------------------------------------------------
+
+
+def hub() -> DemoGitHub:
+    github = DemoGitHub()
+    for number in range(2):
+        github.link(f"{TOKEN.reveal()}{number}", f"login-{number}")
+    return github
+
+
+def add_at(capi: Capi, url: str, *names: str) -> None:
+    for number, name in enumerate(names):
+        store_identity(capi.directory, None, IdentityDraft(name=name, host=url), Secret(f"{TOKEN.reveal()}{number}"))
+
+
+async def test_without_a_server_the_command_asks_github_itself(tmp_path: Path) -> None:
+    capi = Capi(tmp_path / "data")
+    async with serving(hub()) as url:
+
+        def work() -> None:
+            assert capi.output("identities", "usage") == "There are no identities yet. Link one: capi auth\n"
+            add_at(capi, url, "ann", "ben")
+            rows = [re.split(r"  +", line) for line in capi.output("identities", "usage").splitlines()]
+            assert rows[0] == ["NAME", "PLAN", "KIND", "USED", "LEFT", "OF", "LEFT %", "RESETS"]
+            assert [row[0] for row in rows[1:]] == ["ann"] * 3 + ["ben"] * 3
+            assert rows[1][1:7] == ["individual", "premium_interactions", "0", "300", "300", "100"]
+            assert capi.output("check-usage") == capi.output("identities", "usage"), "as other proxies call it"
+            [one] = msgspec.json.decode(capi.output("identities", "usage", "ben", "--json"), type=list[IdentityUsage])
+            assert (one.identity, one.problem) == ("ben", None)
+
+        await trio.to_thread.run_sync(work)
+
+
+async def test_what_github_does_not_say_is_a_failure_of_that_identity_only(tmp_path: Path) -> None:
+    github = hub()
+    github.revoke(f"{TOKEN.reveal()}1")
+    capi = Capi(tmp_path / "data")
+    async with serving(github) as url:
+
+        def work() -> None:
+            add_at(capi, url, "ann", "ben")
+            failed = capi.run("identities", "usage", "--json")
+            ann, ben = msgspec.json.decode(failed.stdout, type=list[IdentityUsage])
+            assert (ann.problem, ben.usage, failed.exit_code) == (None, None, 1)
+            assert failed.stderr == f"warning: ben: {ben.problem}\n"
+            assert capi.run("identities", "usage", "ann").exit_code == 0
+            assert "ben" in capi.run("identities", "usage", "ben").stdout
+
+        await trio.to_thread.run_sync(work)
+
+
+def test_whoever_does_not_want_to_wait_for_github_may_go(capi: Capi, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> NoReturn:
+        raise BaseExceptionGroup("of a nursery", [KeyboardInterrupt()])
+
+    monkeypatch.setattr(identities, "operate", interrupted)
+    result = capi.run("identities", "usage")
+    assert (result.exit_code, result.stdout, result.stderr.strip()) == (1, "", "Aborted!")
+
+
+async def test_a_github_that_is_not_there_leaves_the_output_to_programs(tmp_path: Path) -> None:
+    """What is logged goes where logs go."""
+    capi = Capi(tmp_path / "data")
+
+    def work() -> None:
+        add_at(capi, "http://127.0.0.1:9", "ann")
+        failed = capi.run("identities", "usage", "--json")
+        [one] = msgspec.json.decode(failed.stdout, type=list[IdentityUsage])
+        assert (one.usage, failed.exit_code) == (None, 1)
+        assert "GitHub cannot be reached" in failed.stderr
+
+    await trio.to_thread.run_sync(work)

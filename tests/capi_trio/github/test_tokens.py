@@ -17,7 +17,6 @@ from capi_core.errors import LocalError
 from capi_core.github import TokenProblem
 from capi_trio.demo.answers import Refused, Request
 from capi_trio.demo.github import Call, Trouble
-from capi_trio.github.client import GitHubFailedError
 from capi_trio.github.tokens import (
     CopilotAccess,
     CopilotTokens,
@@ -480,15 +479,6 @@ async def test_callers_are_told_when_the_identity_is_taken_out(autojump_clock: M
         assert seat.peer.under_way == 0, "nor does the exchange go on"
         with pytest.raises(NoTokenError, match="no Copilot token for alice: taken out"):
             await seat.tokens.token()
-
-
-async def test_what_is_left_of_the_seat_is_asked_with_its_own_token(autojump_clock: MockClock) -> None:
-    async with open_seat() as seat:
-        assert (await seat.tokens.usage()).login == "demo-octocat"
-        seat.github.revoke(TOKEN.reveal())
-        with pytest.raises(GitHubFailedError) as raised:
-            await seat.tokens.usage()
-        assert raised.value.problem is TokenProblem.REVOKED
 
 
 # -- secrets --------------------------------------------------------------------------------------------------------
