@@ -28,8 +28,8 @@ PUBLIC: Final[Mapping[str, str]] = {
         Command EndResponse ExchangeLimits Failure Operation Outcome Record SendBody SendRequest StartResponse
     """,
     "capi_core.config": """
-        Config ConfigError ConfigProblem FallbackConfig FeaturesConfig LimitsConfig ModelConfig RetentionConfig
-        UpstreamConfig is_loopback_host json_schema parse
+        Config ConfigError ConfigProblem FallbackConfig FanoutConfig FeaturesConfig LimitsConfig ModelConfig
+        RetentionConfig UpstreamConfig is_loopback_host json_schema parse
     """,
     "capi_core.conformance": "RULES Rule Severity StreamChecker Violation checker_for",
     "capi_core.conformance.chat": "ChatGrammar RULES",
@@ -86,6 +86,7 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.github.quota": "CHAT COMPLETIONS PREMIUM_INTERACTIONS Quota QuotaReport read_quota",
     "capi_core.github.refresh": "Refresh RefreshSchedule Refuse TokenDecision Use",
     "capi_core.headers": "Headers client_response_headers find retry_after_s upstream_request_headers",
+    "capi_core.histogram": "Histogram MAX_MS MIN_MS RELATIVE_ERROR",
     "capi_core.identities": """
         IdentityDraft IdentityEdit IdentityRecord IdentityState canonical_host choose is_identity_name validate
     """,
@@ -99,6 +100,8 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.model_names": "ModelName find_same",
     "capi_core.pacing": "Go Pacer TooEarly Wait problem_too_early",
     "capi_core.planning": "Answers Plan Planner",
+    "capi_core.price_table": "DEFAULT_PRICES PRICE_TABLE",
+    "capi_core.prices": "LongPromptConfig MICROS Price PriceConfig Prices",
     "capi_core.protocols.call_pairing": "PairedCall pair_calls",
     "capi_core.protocols.carriage": "MARK unwrap wrap",
     "capi_core.protocols.chat.answer_parts": "answer_created answer_id citation finish_word",
@@ -194,6 +197,9 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.protocols.stream": "ENDED StreamDecoder StreamEncoder StreamMachine StreamState",
     "capi_core.protocols.writing": "json_bytes json_text",
     "capi_core.request_head": "CRLF FIELD FramingError FramingFault FramingLimits Head HeadReader TOKEN",
+    "capi_core.rollups": """
+        ENDINGS Ending MAX_SUM RollupKey Span UsageRollup coarser fold is_usage_unknown merge merge_all regroup
+    """,
     "capi_core.routing": "ModelFacts UpstreamTraits choose_protocol model_facts target_for",
     "capi_core.sse": "DecoderState Event KEEP_ALIVE SSEDecoder SSEError comment encode",
     "capi_core.target": "ReasoningMember Target ThinkingSupport",
@@ -204,6 +210,7 @@ PUBLIC: Final[Mapping[str, str]] = {
         Usage UsageSource anthropic_usage encode_anthropic_usage encode_openai_usage encode_responses_usage
         merge_anthropic_usage openai_usage responses_usage
     """,
+    "capi_core.usage_events": "UsageEvent",
 }
 
 
