@@ -24,6 +24,9 @@ PUBLIC: Final[Mapping[str, str]] = {
         Action AuditDraft AuditEntry Fault GENESIS Link MAX_LINE_BYTES START Verdict day_of encode_line
         file_name line_hash link_of repair_tail verify
     """,
+    "capi_core.budgets": """
+        Account AccountKind Amounts Balance BudgetWarning Claim Exceeded Ledger Reserved Settled WARN_PERCENT
+    """,
     "capi_core.commands": """
         Command EndResponse ExchangeLimits Failure Operation Outcome Record SendBody SendRequest StartResponse
     """,
