@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from capi_trio.slots import Slot
     from capi_trio.upstream import UpstreamClient, UpstreamTarget
 
-__all__ = ["NoSeatError", "Seat", "Seats"]
+__all__ = ["NoSeatError", "Seat", "Seats", "hold"]
 
 _PAUSING: Final = frozenset({429, 503, 529})
 """What an upstream says when it wants to be left alone (529: Anthropic's "overloaded"); then `retry-after` is about all
@@ -163,12 +163,8 @@ class Seats:
 @asynccontextmanager
 async def hold(slots: Slots, key_id: str) -> AsyncIterator[Slot]:
     """A slot for the block. Raises `NoSeatError`."""
-    holding = slots.hold(key_id)
     try:
-        slot = await holding.__aenter__()
+        async with slots.hold(key_id) as slot:
+            yield slot
     except SlotRefusedError as refused:
         raise NoSeatError(refused.problem) from None
-    try:
-        yield slot
-    finally:
-        await holding.__aexit__(None, None, None)
