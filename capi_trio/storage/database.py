@@ -24,6 +24,7 @@ from capi_trio.storage import outbox, postgres, sqlite
 from capi_trio.storage.errors import CommitUnknown, translated
 from capi_trio.storage.files import instance_id
 from capi_trio.storage.lock import DirectoryLock
+from capi_trio.storage.usage import UsageBatch, UsageRepository
 
 __all__ = ["LOCAL_STREAM", "AuditSink", "Database", "Mutation", "open_database"]
 
@@ -111,6 +112,19 @@ class Database:
             self._sink.notify()
         return result
 
+    async def store_usage(self, batch: UsageBatch) -> None:
+        """For the recorder: stores figures, which nobody decided, so without an audit row.
+
+        A batch is stored once: it may be given again after `CommitUnknown`, before any other. Raises `DatabaseError`
+        and `RowDamaged`; nothing was stored then, save for `CommitUnknown`.
+        """
+        await self._maintain(lambda connection: UsageRepository(connection).add(batch, self.stream))
+
+    async def sweep_usage(self, before_ms: int) -> int:
+        """For the recorder: removes some figures from before that time (ms since the epoch); returns how many rows,
+        and 0 once none is left. Raises `DatabaseError`."""
+        return await self._maintain(lambda connection: UsageRepository(connection).sweep(before_ms))
+
     async def check(self) -> None:
         """Raises what `mutate` would before it begins: for what else has to be done first. `AuditUnavailable`."""
         await trio.to_thread.run_sync(self._check, limiter=self._writing)
@@ -128,8 +142,8 @@ class Database:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(self._close, limiter=self._writing)
 
-    async def _maintain(self, work: Callable[[sa.Connection], None]) -> None:
-        await trio.to_thread.run_sync(self._write, work, limiter=self._writing)
+    async def _maintain(self, work: Callable[[sa.Connection], T]) -> T:
+        return await trio.to_thread.run_sync(self._write, work, limiter=self._writing)
 
     def _read(self, query: Callable[[sa.Connection], T]) -> T:
         with translated(self.where), self._readers.begin() as connection:

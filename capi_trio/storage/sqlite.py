@@ -25,7 +25,7 @@ from sqlalchemy.pool import QueuePool
 from capi_trio.storage import migrations
 from capi_trio.storage.errors import DatabaseCorrupt, DatabaseReadOnly, DatabaseUnavailable, translated
 from capi_trio.storage.files import check_file, create_file, open_private, sync_directory
-from capi_trio.storage.tables import metadata
+from capi_trio.storage.tables import TELEMETRY, metadata
 
 __all__ = [
     "APPLICATION_ID",
@@ -252,7 +252,7 @@ def _check_content(connection: sqlite3.Connection, where: str) -> None:
     if connection.execute("PRAGMA application_id").fetchone() != (APPLICATION_ID,):
         raise DatabaseCorrupt(where, "is not a database of capi, or its header is damaged")
     present = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    for table in sorted(present & metadata.tables.keys()):
+    for table in sorted(present & (metadata.tables.keys() - TELEMETRY)):
         result = connection.execute(f"PRAGMA integrity_check({table})").fetchone()
         if result != ("ok",):
             raise DatabaseCorrupt(where, f"is damaged in table {table}. Stop capi, keep a copy, and restore a backup")

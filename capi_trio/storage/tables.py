@@ -9,7 +9,17 @@ from typing import Final
 
 import sqlalchemy as sa
 
-__all__ = ["audit_head", "audit_outbox", "identities", "keys", "metadata"]
+__all__ = [
+    "TELEMETRY",
+    "audit_head",
+    "audit_outbox",
+    "identities",
+    "keys",
+    "metadata",
+    "usage_events",
+    "usage_minutes",
+    "usage_writers",
+]
 
 metadata: Final = sa.MetaData()
 
@@ -89,3 +99,86 @@ audit_outbox: Final = sa.Table(
     sa.Column("user_agent", sa.Text),
     sa.Column("reason", sa.Text),
 )
+
+# One row for each request to a model: `capi_core.usage_events.UsageEvent`. Beside the names of things it holds numbers
+# and words of closed sets, nothing that a client or a model wrote. Numbered in the order of the commits.
+usage_events: Final = sa.Table(
+    "usage_events",
+    metadata,
+    # On SQLite, INTEGER makes it the row's own number; BIGINT would be an index beside it.
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), primary_key=True, autoincrement=False),
+    sa.Column("ts", sa.BigInteger, nullable=False),
+    sa.Column("request_id", sa.Text, nullable=False),
+    sa.Column("key_id", sa.Text, nullable=False),
+    sa.Column("owner", sa.Text),
+    sa.Column("identity", sa.Text),
+    sa.Column("operation", sa.Text, nullable=False),
+    sa.Column("transport", sa.Text, nullable=False),
+    sa.Column("stream", sa.Boolean, nullable=False),
+    sa.Column("client_protocol", sa.Text, nullable=False),
+    sa.Column("upstream", sa.Text),
+    sa.Column("upstream_protocol", sa.Text),
+    sa.Column("model", sa.Text),
+    sa.Column("upstream_model", sa.Text),
+    sa.Column("uncached_input", sa.BigInteger),
+    sa.Column("cache_read", sa.BigInteger),
+    sa.Column("cache_write", sa.BigInteger),
+    sa.Column("output", sa.BigInteger),
+    sa.Column("reasoning", sa.BigInteger),
+    sa.Column("usage_source", sa.Text, nullable=False),
+    sa.Column("status", sa.Integer),
+    sa.Column("outcome", sa.Text, nullable=False),
+    sa.Column("ttft_ms", sa.BigInteger),
+    sa.Column("latency_ms", sa.BigInteger, nullable=False),
+    sa.Column("queue_ms", sa.BigInteger),
+    sa.Column("losses", sa.BigInteger, nullable=False),
+    sa.Column("failed_upstreams", sa.BigInteger, nullable=False),
+    sa.Column("cost_micros", sa.BigInteger),  # millionths of a US dollar
+    sa.Index("usage_events_ts", "ts"),
+    sa.Index("usage_events_key", "key_id", "ts"),
+)
+for _column in (usage_events.c.model, usage_events.c.identity, usage_events.c.owner):
+    sa.Index(
+        f"usage_events_{_column.name}",
+        _column,
+        usage_events.c.ts,
+        sqlite_where=_column.is_not(None),
+        postgresql_where=_column.is_not(None),
+    )
+
+# The sums of each minute: `capi_core.rollups`. `minute` is its start; no model or upstream is '' here, as no part of a
+# primary key can be NULL; `latency` and `ttft` are histograms.
+usage_minutes: Final = sa.Table(
+    "usage_minutes",
+    metadata,
+    sa.Column("minute", sa.BigInteger, primary_key=True, autoincrement=False),
+    sa.Column("key_id", sa.Text, primary_key=True),
+    sa.Column("model", sa.Text, primary_key=True),
+    sa.Column("upstream", sa.Text, primary_key=True),
+    sa.Column("requests", sa.BigInteger, nullable=False),
+    sa.Column("errors", sa.BigInteger, nullable=False),
+    sa.Column("aborted", sa.BigInteger, nullable=False),
+    sa.Column("refused", sa.BigInteger, nullable=False),
+    sa.Column("uncached_input", sa.BigInteger, nullable=False),
+    sa.Column("cache_read", sa.BigInteger, nullable=False),
+    sa.Column("cache_write", sa.BigInteger, nullable=False),
+    sa.Column("output", sa.BigInteger, nullable=False),
+    sa.Column("reasoning", sa.BigInteger, nullable=False),
+    sa.Column("unknown_usage", sa.BigInteger, nullable=False),
+    sa.Column("cost_micros", sa.BigInteger, nullable=False),
+    sa.Column("unknown_cost", sa.BigInteger, nullable=False),
+    sa.Column("latency", sa.Text, nullable=False),
+    sa.Column("ttft", sa.Text, nullable=False),
+    sa.Index("usage_minutes_key", "key_id", "minute"),
+)
+
+# The batch of requests that each data directory stored last: whether one is there whose COMMIT had no answer.
+usage_writers: Final = sa.Table(
+    "usage_writers",
+    metadata,
+    sa.Column("stream", sa.Text, primary_key=True),
+    sa.Column("batch", sa.Text, nullable=False),
+)
+
+TELEMETRY: Final = frozenset({"usage_events", "usage_minutes", "usage_writers"})
+"""Tables that grow with each request, and without which everything but the figures works."""

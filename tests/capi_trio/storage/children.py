@@ -24,11 +24,15 @@ import trio
 from sqlalchemy import event
 
 from capi_core.keys import Tier
+from capi_trio.clock import random_bytes
+from capi_trio.recorder import Recorder
 from capi_trio.storage import migrations, postgres, sqlite
 from capi_trio.storage.database import Database, Mutation
 from capi_trio.storage.keys import KeyRepository
 from capi_trio.storage.lock import DirectoryLock
+from capi_trio.storage.usage import UsageBatch
 from tests.capi_trio.storage.helpers import NOW, added, draft, open_store, record, revoked
+from tests.support.usage_rows import usage_event
 
 __all__ = ["Forker", "wait_for"]
 
@@ -103,6 +107,43 @@ def churn(directory: Path, url: str | None, acks: str, seed: str) -> None:
     trio.run(main)
 
 
+class _TellingDatabase:
+    """Tells of each commit when it began and when it ended."""
+
+    def __init__(self, database: Database, acks: str) -> None:
+        self._database = database
+        self._acks = acks
+
+    async def store_usage(self, batch: UsageBatch) -> None:
+        say(self._acks, f"begun {time.monotonic()} -")
+        await self._database.store_usage(batch)
+        say(self._acks, f"ended {time.monotonic()} -")
+
+    async def sweep_usage(self, before_ms: int) -> int:
+        return await self._database.sweep_usage(before_ms)
+
+
+def note(directory: Path, url: str | None, acks: str, seed: str) -> None:
+    """Notes requests, some hundreds a second, each after it told of it, until killed."""
+
+    async def main() -> None:
+        async with open_store(directory, url) as store, trio.open_nursery() as nursery:
+            recorder = Recorder(
+                _TellingDatabase(store.database, acks),
+                now_ms=lambda: NOW,
+                keep_days=lambda: 30,
+                new_batch_id=lambda: random_bytes(8).hex(),
+            )
+            await nursery.start(recorder.run)
+            for number in range(100_000):
+                event = usage_event(f"{seed}_{number}")
+                say(acks, f"noted {time.monotonic()} {event.request_id}")
+                recorder.note(event)
+                await trio.sleep(0.002)
+
+    trio.run(main)
+
+
 def bootstrap(directory: Path, url: str | None, acks: str) -> None:
     """Makes the first admin key when there is none, as a server does at its start."""
 
@@ -160,6 +201,8 @@ def _do(order: dict[str, str]) -> None:
             churn(directory, url, acks, order["seed"])
         case "bootstrap":
             bootstrap(directory, url, acks)
+        case "note":
+            note(directory, url, acks, order["seed"])
         case "hold":
             hold(directory, acks)
         case "connect":

@@ -224,6 +224,7 @@ def test_damage_is_refused_or_does_no_harm(whole: Path) -> None:
     """D4: random damages. What can be noticed is a typed error that names the file, never another exception.
 
     SQLite has no checksums, so damage to unused space or within a text goes unseen; it never makes a database empty.
+    Nor are the tables of figures looked at, which are a quarter of this file.
     """
     dice = random.Random(4)
     original = whole.read_bytes()
@@ -240,7 +241,7 @@ def test_damage_is_refused_or_does_no_harm(whole: Path) -> None:
         whole.write_bytes(data)
         whole.chmod(0o600)
         outcomes[_use(whole)] += 1
-    assert outcomes["refused"] >= 150, outcomes
+    assert outcomes["refused"] >= 120, outcomes
     assert outcomes["altered"] <= 12, outcomes
 
 
@@ -299,6 +300,24 @@ def test_an_index_that_lacks_a_row_is_damage(whole: Path) -> None:
         connection.commit()
     with pytest.raises(DatabaseCorrupt, match="table keys"):
         sqlite.prepare(whole)
+
+
+def test_figures_are_not_read_through_at_the_start(whole: Path) -> None:
+    """There may be gigabytes of them, and nobody is let in or kept out by what they say."""
+    with closing(sqlite3.connect(whole)) as connection:
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = sql || ' WHERE ts > 1' WHERE name = 'usage_events_ts'")
+        connection.commit()
+    with closing(sqlite3.connect(whole)) as connection:
+        connection.execute("INSERT INTO usage_events (id, ts, request_id, key_id, operation, transport, stream, "
+            "client_protocol, usage_source, outcome, latency_ms, losses, failed_upstreams) "
+            "VALUES (1, 1, 'r', 'k', 'chat', 'http', 0, 'chat', 'none', 'ok', 1, 0, 0)")  # fmt: skip
+        connection.execute("PRAGMA writable_schema = ON")
+        connection.execute("UPDATE sqlite_master SET sql = replace(sql, ' WHERE ts > 1', '') WHERE name LIKE 'usage%'")
+        connection.commit()
+    with closing(sqlite3.connect(whole)) as connection:
+        assert connection.execute("PRAGMA integrity_check(usage_events)").fetchone() != ("ok",)
+    sqlite.prepare(whole)
 
 
 def test_a_database_cannot_be_made_where_no_file_can(tmp_path: Path) -> None:
