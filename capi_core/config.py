@@ -23,6 +23,7 @@ from capi_core.errors import CoreError
 from capi_core.fanout import MAX_DISTINCT, FanoutThresholds
 from capi_core.github.headers import RESERVED_NAMES
 from capi_core.members import JSONObject, MembersError
+from capi_core.prices import PriceConfig
 from capi_core.protocols.kinds import Protocol
 from capi_core.routing import UpstreamTraits
 from capi_core.target import ReasoningMember
@@ -50,6 +51,7 @@ _Distinct = Annotated[int, msgspec.Meta(ge=1, le=MAX_DISTINCT)]
 # `(?!\n)`, because Python's `$` also matches before a newline at the end.
 _ModelName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,127}(?!\n)$")]
 _HeaderValue = Annotated[str, msgspec.Meta(pattern=r"^[!-~]([ -~]{0,254}[!-~])?(?!\n)$")]
+_PriceName = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.:/@+-]{0,127}\*?(?!\n)$")]
 _HEADER_NAME: Final = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]{1,64}")
 _UpstreamName = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9_.-]{0,63}(?!\n)$")]
 
@@ -207,12 +209,16 @@ class FeaturesConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     auth: bool = True
     """Callers need a key. Off, capi only listens where `--no-auth` could."""
+    telemetry: bool = True
+    """Each request to a model leaves a row: who, which model, how long, how many tokens, what it cost; no word of it."""
 
 
 class RetentionConfig(msgspec.Struct, frozen=True, kw_only=True):
     """How long records are kept."""
 
     audit_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 365
+    events_days: Annotated[int, msgspec.Meta(ge=1, le=36_500)] = 90
+    """How long the rows of requests are kept, and their sums."""
 
 
 class Config(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,6 +234,9 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limits: LimitsConfig = LimitsConfig()
     features: FeaturesConfig = FeaturesConfig()
     retention: RetentionConfig = RetentionConfig()
+    prices: dict[_PriceName, PriceConfig] = {}
+    """In US dollars for a million tokens, by the upstream's name of a model, or its beginning and `*`; before what capi
+    knows of prices by itself."""
 
     def catalog(self, models: Mapping[str, Mapping[str, bytes] | None]) -> Catalog:
         """The routing snapshot. `models`: per upstream the model list it gave, raw record by id; `None` if none."""
@@ -318,7 +327,8 @@ _PLAIN_SECTIONS: Final[Mapping[str, type[msgspec.Struct]]] = {
     "features": FeaturesConfig,
     "retention": RetentionConfig,
 }
-_ENTRIES: Final[Mapping[str, tuple[type[ModelConfig | UpstreamConfig], object]]] = {
+_ENTRIES: Final[Mapping[str, tuple[type[ModelConfig | UpstreamConfig | PriceConfig], object]]] = {
+    "prices": (PriceConfig, _PriceName),
     "models": (ModelConfig, _ModelName),
     "upstreams": (UpstreamConfig, _UpstreamName),
 }

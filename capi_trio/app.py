@@ -25,6 +25,7 @@ from capi_core.protocols.registry import CODECS
 from capi_trio.admission import OPEN_ADMISSION, Asked
 from capi_trio.asgi import BodyTooLargeError, ClientGoneError, deny, drain_body, read_body
 from capi_trio.logs import get_logger
+from capi_trio.metering import usage_event
 from capi_trio.readings import answer_reading
 from capi_trio.relay import Relay, RelayTimeouts
 from capi_trio.request import JSON, OPERATIONS, READING, Call, Request, id_headers, wrong_method
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from capi_core.keys import KeyRecord
     from capi_core.members import JSONObject
     from capi_core.routing import UpstreamTraits
+    from capi_core.usage_events import UsageEvent
     from capi_trio.access import Access, Door, OpenDoor
     from capi_trio.admission import Admission
     from capi_trio.perimeter import Perimeter
@@ -86,7 +88,8 @@ class Gateway:
     `snapshot` gives the state of the moment; `door` lets callers in; `ready` tells whether requests can be served;
     `sealed` tells whether the first admin key still lies unread; `new_request_id` makes ids of ASCII letters, digits,
     `_` and `-`; `now_ms` gives the time since epoch.
-    `max_body_bytes` is the bound that the connection has: it reads no more, so it must not be waited for.
+    `max_body_bytes` is the bound that the connection has: it reads no more, so it must not be waited for. `note` gets
+    the row of each request to a model, once, when it has ended; it must neither block nor raise.
     """
 
     def __init__(
@@ -102,9 +105,11 @@ class Gateway:
         new_request_id: Callable[[], str],
         now_ms: Callable[[], int],
         max_body_bytes: int,
+        note: Callable[[UsageEvent], None] = lambda event: None,
         admission: Admission = OPEN_ADMISSION,
     ) -> None:
         self._max_body_bytes = max_body_bytes
+        self._note = note
         self._admission = admission
         self._snapshot = snapshot
         self._client = client
@@ -184,11 +189,12 @@ class Gateway:
     async def _exchange(
         self, call: Call, access: Access, snapshot: Snapshot, operation: Operation, body: bytes | None
     ) -> None:
+        began_ms = self._now_ms()
         exchange = Exchange(
             operation,
             self._settings(access, snapshot),
             request_id=call.id,
-            now_s=self._now_ms() // 1000,
+            now_s=began_ms // 1000,
             client_headers=tuple(call.client_headers),
         )
         over_rate = self._door.grant(access, trio.current_time())
@@ -221,6 +227,7 @@ class Gateway:
         finally:
             self._relays.discard(relay)
             self._account(call, access.key, result)
+            self._note(usage_event(call, access.key, result, began_ms=began_ms))
 
     async def _admit(self, exchange: Exchange, operation: Operation, key: KeyRecord, size: int) -> None:
         if operation is not Operation.COUNT_TOKENS:  # it costs nothing

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from attrs import evolve
+
+from capi_core.price_table import DEFAULT_PRICES
+from capi_core.prices import Prices
 from capi_core.usage_events import UsageEvent
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from capi_core.config import Config
     from capi_core.keys import KeyRecord
     from capi_trio.relay import RelayResult
     from capi_trio.request import Call
 
-__all__ = ["usage_event"]
+__all__ = ["Meter", "usage_event"]
 
 
 def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: int) -> UsageEvent:
@@ -44,3 +51,26 @@ def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: in
         losses=record.losses,
         failed_upstreams=len(record.failed_upstreams),
     )
+
+
+class Meter:
+    """Puts its cost on each row, at the prices of the moment, and hands it on; nothing while telemetry is off."""
+
+    def __init__(self, config: Config, note: Callable[[UsageEvent], None]) -> None:
+        self._hand_on = note
+        self._on = True
+        self._prices = DEFAULT_PRICES
+        self.set_config(config)
+
+    def set_config(self, config: Config) -> None:
+        """Goes on with other prices."""
+        self._on = config.features.telemetry
+        self._prices = Prices.configured(config.prices, DEFAULT_PRICES)
+
+    def note(self, event: UsageEvent) -> None:
+        """A request has ended."""
+        if not self._on:
+            return
+        if event.upstream_model is not None and event.usage is not None:
+            event = evolve(event, cost_micros=self._prices.cost(event.usage, event.upstream_model))
+        self._hand_on(event)

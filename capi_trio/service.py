@@ -41,7 +41,9 @@ from capi_trio.github.linking import CLIENT_ID
 from capi_trio.identities import IdentityBook
 from capi_trio.keyring import Keyring
 from capi_trio.logs import get_logger
+from capi_trio.metering import Meter
 from capi_trio.operations import Operations, ServerStatus
+from capi_trio.recorder import Recorder
 from capi_trio.request import SESSION_PATHS
 from capi_trio.seat_status import SeatStatuses
 from capi_trio.seats import Seats
@@ -148,6 +150,16 @@ async def serve(
             return await service.run(client, listener, store, on_ready, armed)
 
 
+@frozen
+class _Parts:
+    """What a request passes through, and a reload reaches."""
+
+    client: UpstreamClient
+    seats: Seats
+    keeper: CatalogKeeper
+    meter: Meter
+
+
 class _Service:
     """The parts of one running gateway, and how a reload reaches them."""
 
@@ -196,7 +208,16 @@ class _Service:
             keeper = CatalogKeeper(config, seats)
             background.start_soon(copilot.run)
             background.start_soon(fanout.run)
-            server = self._gateway(client, seats, keeper, door)
+            recorder = Recorder(
+                self._database,
+                now_ms=now_ms,
+                keep_days=lambda: self._state.config.retention.events_days,
+                new_batch_id=options.new_request_id,
+            )
+            meter = Meter(config, recorder.note)
+            await background.start(recorder.run)
+            parts = _Parts(client, seats, keeper, meter)
+            server = self._gateway(parts, door)
             background.start_soon(self._admission.run)
             background.start_soon(self._writer.run)
             background.start_soon(self._prune)
@@ -221,7 +242,7 @@ class _Service:
                 background.start_soon(self.keyring.follow)
                 background.start_soon(self.identities.follow)
             if store is not None:
-                background.start_soon(store.watch, self._reloader(client, seats, keeper, background))
+                background.start_soon(store.watch, self._reloader(parts, background))
             port = listener.socket.getsockname()[1]
             running = Running(
                 options.host, port, door.mode, self._demos, lambda: keeper.catalog, secure=options.tls is not None
@@ -231,7 +252,8 @@ class _Service:
             background.cancel_scope.cancel()
         return self._cut
 
-    def _gateway(self, client: UpstreamClient, seats: Seats, keeper: CatalogKeeper, door: Door | OpenDoor) -> Server:
+    def _gateway(self, parts: _Parts, door: Door | OpenDoor) -> Server:
+        keeper = parts.keeper
         options, limits = self._options, self._state.config.limits
 
         async def snapshot() -> Snapshot:
@@ -248,8 +270,9 @@ class _Service:
 
         gateway = Gateway(
             snapshot=snapshot,
-            client=client,
-            seats=seats,
+            client=parts.client,
+            seats=parts.seats,
+            note=parts.meter.note,
             door=door,
             perimeter=options.perimeter,
             ready=ready,
@@ -326,9 +349,7 @@ class _Service:
 
     # -- configuration ------------------------------------------------------------------------------------------
 
-    def _reloader(
-        self, client: UpstreamClient, seats: Seats, keeper: CatalogKeeper, background: trio.Nursery
-    ) -> Callable[[Loaded], Awaitable[None]]:
+    def _reloader(self, parts: _Parts, background: trio.Nursery) -> Callable[[Loaded], Awaitable[None]]:
         async def reload(loaded: Loaded) -> None:
             self._check_upstreams(loaded.config)
             before, after = _shown(self._state.config), _shown(loaded.config)
@@ -336,13 +357,14 @@ class _Service:
                 await self._audit(Action.CONFIG_RELOAD, "config.json", before=before, after=after)
             except StorageError as error:  # what cannot be audited is not done
                 raise ConfigError((ConfigProblem("$", f"the change cannot be audited: {error}"),)) from error
-            await self._use_upstreams(loaded.config, client, background)
-            seats.set_config(loaded.config)
+            await self._use_upstreams(loaded.config, parts.client, background)
+            parts.seats.set_config(loaded.config)
+            parts.meter.set_config(loaded.config)
             self._state.config = loaded.config
             waiting = restart_members(self._started, loaded.config)
             if waiting:
                 self._log.warning("config_waits_for_restart", members=list(waiting))
-            keeper.set_config(loaded.config)
+            parts.keeper.set_config(loaded.config)
 
         return reload
 

@@ -275,19 +275,19 @@ def test_a_problem_shows_no_value_of_the_file() -> None:
 
 def test_members_that_this_version_does_not_know_are_warned_about_and_nothing_else() -> None:
     document = GOOD | {
-        "prices": {"gpt": {}},
+        "fines": {"gpt": {}},
         "limits": {"max_dogs": 1, "fanout": {"keys": 9, "cats": 2}},
         "models": {"fast": {"upstream": "x", "weight": 3}},
         "upstreams": {"openai": {"kind": "openai", "base_url": "https://h.example/v1", "max_in_flight": 4}},
     }
     config, warnings = parse(json.dumps(document).encode())
     assert [warning.path for warning in warnings] == [
+        "$.fines",
         "$.limits.fanout.cats",
         "$.limits.max_dogs",
         "$.models.fast.weight",
-        "$.prices",
     ]
-    assert str(warnings[3]) == "$.prices: this version does not know this member; it is kept and ignored"
+    assert str(warnings[0]) == "$.fines: this version does not know this member; it is kept and ignored"
     assert config.models["fast"].upstream == "x"
 
 
@@ -620,3 +620,12 @@ def test_copilot_needs_nothing_but_its_kind() -> None:
     assert warnings == ()
     assert config.upstreams["gh"].traits == UpstreamTraits(copilot=True)
     assert config.limits.max_in_flight_per_identity == 4
+
+
+def test_prices_are_an_operators_own() -> None:
+    """In dollars as people write them; a name may end with a star."""
+    config, warnings = parse(b'{"prices":{"gpt-5*":{"input":1.25,"output":10},"mine":{"request":0.04}}}')
+    assert warnings == ()
+    assert sorted(config.prices) == ["gpt-5*", "mine"]
+    assert paths({"prices": {"gpt*5": {}}}) == ["$.prices.gpt*5"]
+    assert paths({"prices": {"gpt": {"output": -1}}})[0].startswith("$.prices.gpt")

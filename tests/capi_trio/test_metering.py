@@ -1,13 +1,16 @@
 """The row of a request says how it went, and nothing that a client typed."""
 
 import attrs
+import msgspec
 from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent
 
 from capi_core.commands import Operation, Outcome, Record
+from capi_core.config import Config
 from capi_core.keys import KeyRecord, Tier
 from capi_core.protocols.kinds import Protocol
 from capi_core.usage import Usage, UsageSource
-from capi_trio.metering import usage_event
+from capi_core.usage_events import UsageEvent
+from capi_trio.metering import Meter, usage_event
 from capi_trio.relay import RelayResult
 from capi_trio.request import Call
 from tests.support import fakes
@@ -79,3 +82,52 @@ async def test_a_name_that_leads_nowhere_is_not_kept() -> None:
     assert (event.model, event.upstream_model, event.usage) == (None, None, None)
     assert "password" not in repr(event)
     assert "the label" not in repr(event)
+
+
+# -- what it cost --------------------------------------------------------------------------------------------------
+
+EVENT = UsageEvent(
+    ts_ms=0,
+    request_id="req_1",
+    key_id="key_1",
+    operation=Operation.CHAT,
+    transport="http",
+    stream=False,
+    upstream="lab",
+    upstream_model="mine-7b",
+    usage=Usage(uncached_input=1_000_000, output=500_000),
+    usage_source=UsageSource.UPSTREAM_FINAL,
+    outcome=Outcome.OK,
+    latency_ms=1.0,
+)
+
+
+def config(**members: object) -> Config:
+    return msgspec.convert(members, Config)
+
+
+def test_each_row_has_its_cost_at_the_prices_of_the_moment() -> None:
+    noted: list[UsageEvent] = []
+    meter = Meter(config(prices={"mine-*": {"input": 2, "output": 10}}), noted.append)
+    meter.note(EVENT)
+    meter.set_config(config(prices={"mine-7b": {"input": 1, "output": 0}}))
+    meter.note(EVENT)
+    assert [event.cost_micros for event in noted] == [7_000_000, 1_000_000]
+
+
+def test_what_nobody_knows_costs_nobody_knows() -> None:
+    """An unpriced model, no usage, no model: never 0."""
+    noted: list[UsageEvent] = []
+    meter = Meter(config(), noted.append)
+    for event in (EVENT, attrs.evolve(EVENT, usage=None), attrs.evolve(EVENT, upstream_model=None)):
+        meter.note(event)
+    assert [event.cost_micros for event in noted] == [None, None, None]
+
+
+def test_switched_off_nothing_is_noted() -> None:
+    noted: list[UsageEvent] = []
+    meter = Meter(config(features={"telemetry": False}), noted.append)
+    meter.note(EVENT)
+    meter.set_config(config())
+    meter.note(EVENT)
+    assert len(noted) == 1
