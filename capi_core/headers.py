@@ -37,7 +37,7 @@ def find(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> bytes | None:
 # RFC 9110 5.6.7: the one form of a date that a sender may generate.
 _DATE: Final = re.compile(rb"[A-Z][a-z]{2}, (\d\d) ([A-Z][a-z]{2}) (\d{4}) (\d\d):(\d\d):(\d\d) GMT")
 _MONTHS: Final = {name: at for at, name in enumerate(b"Jan Feb Mar Apr May Jun Jul Aug Sep Oct Nov Dec".split(), 1)}
-_SECONDS: Final = re.compile(rb"\d{1,9}(?:\.\d{1,9})?")
+_SECONDS: Final = re.compile(rb"\d{1,18}(?:\.\d{1,9})?")
 """With a fraction, which the RFC has not and servers send."""
 
 

@@ -28,7 +28,7 @@ from capi_trio.github.client import GitHubClient, own_traits
 from capi_trio.github.tokens import CopilotTokens, NoTokenError, TokenStatus
 from capi_trio.logs import get_logger
 from capi_trio.quotas import Quotas, SeatUsage
-from capi_trio.seats import NoSeatError, Seat, hold
+from capi_trio.seat import NoSeatError, Seat, hold
 from capi_trio.slots import Slots
 from capi_trio.storage.errors import StorageError
 from capi_trio.upstream import UpstreamFailedError, UpstreamTarget

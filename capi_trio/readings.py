@@ -12,7 +12,7 @@ from capi_core.errors import Problem
 from capi_core.keys import may_call
 from capi_core.protocols.openai import encode_model, encode_models
 from capi_trio.request import JSON, OPERATIONS, READING, wrong_method
-from capi_trio.seats import NoSeatError
+from capi_trio.seat import NoSeatError
 
 if TYPE_CHECKING:
     from capi_core.aliases import Catalog

@@ -27,7 +27,7 @@ from hypercorn.typing import HTTPResponseBodyEvent, HTTPResponseStartEvent
 from capi_core.exchange import EndResponse, Failure, Outcome, SendBody, SendRequest, StartResponse, State
 from capi_trio.admission import AdmissionRefusedError, NotAdmitted
 from capi_trio.logs import describe, get_logger
-from capi_trio.seats import NoSeatError
+from capi_trio.seat import NoSeatError
 from capi_trio.upstream import UpstreamFailedError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from capi_core.exchange import Command, Exchange, Record
     from capi_core.headers import Headers
-    from capi_trio.seats import Seat
+    from capi_trio.seat import Seat
     from capi_trio.slots import Slot
     from capi_trio.upstream import UpstreamSource
 

@@ -1,4 +1,4 @@
-"""What a request to an upstream rides on: where it goes, with what credential, and in which slot of how many.
+"""The seats at every upstream.
 
 An upstream with a cap has a gate (`capi_trio.slots`): so many requests in flight, a bounded queue in front of them that
 is fair to every key, and a pause when the upstream asks for one. An upstream without a cap is always free. Copilot has
@@ -8,71 +8,24 @@ a gate for each of its identities (`capi_trio.copilot`).
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from attrs import define, field
-
-from capi_core.gate_events import GateLimits, PauseCause
-from capi_core.headers import retry_after_s
-from capi_trio.slots import SlotRefusedError, Slots
+from capi_core.gate_events import GateLimits
+from capi_trio.seat import Seat, hold
+from capi_trio.slots import Slots
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
     from capi_core.commands import SendRequest
     from capi_core.config import Config
-    from capi_core.errors import Problem
     from capi_core.gate_events import GateSnapshot
-    from capi_core.headers import Headers
     from capi_core.keys import KeyRecord
     from capi_trio.copilot import CopilotSeats
     from capi_trio.quotas import SeatUsage
-    from capi_trio.slots import Slot
-    from capi_trio.upstream import UpstreamClient, UpstreamTarget
+    from capi_trio.upstream import UpstreamClient
 
-__all__ = ["NoSeatError", "Seat", "Seats", "hold"]
-
-_PAUSING: Final = frozenset({429, 503, 529})
-"""What an upstream says when it wants to be left alone (529: Anthropic's "overloaded"); then `retry-after` is about all
-requests."""
-_REFUSING: Final = frozenset({403, 429})
-"""What it says to those that it may take for abusers."""
-
-
-class NoSeatError(Exception):
-    """Nobody can take this request there. `problem`: what its caller is told."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem.code)
-        self.problem = problem
-
-
-@define
-class Seat:
-    """`slot`: `None` where there is no cap. `identity`: the name of the one that is ridden, where there are some."""
-
-    target: UpstreamTarget
-    slot: Slot | None
-    identity: str | None = field(kw_only=True, default=None)
-    slots: Slots | None = field(kw_only=True, default=None, repr=False)
-    now_s: Callable[[], float] = field(kw_only=True, repr=False)
-
-    def heard(self, status: int, headers: Headers) -> None:
-        """The upstream's answer has begun: the gate learns from it what all others have to know."""
-        if self.slots is None:
-            return
-        pause = retry_after_s(headers, self.now_s()) if status in _PAUSING else None
-        if pause:
-            self.slots.pause(pause, PauseCause.RETRY_AFTER)
-        if status in _REFUSING:
-            self.slots.upstream_refused()
-
-    def may_renew(self) -> bool:
-        """The upstream refused the credential: whether there may be a better one, for one more attempt."""
-        return False
-
-    async def renew(self) -> None:
-        """Gets it. Raises `NoSeatError`."""
+__all__ = ["Seats"]
 
 
 class Seats:
@@ -158,13 +111,3 @@ class Seats:
     def snapshots(self) -> Mapping[str, GateSnapshot]:
         """The gate of each upstream with a cap, as the operator sees it."""
         return {name: slots.snapshot() for name, slots in self._slots.items()}
-
-
-@asynccontextmanager
-async def hold(slots: Slots, key_id: str) -> AsyncIterator[Slot]:
-    """A slot for the block. Raises `NoSeatError`."""
-    try:
-        async with slots.hold(key_id) as slot:
-            yield slot
-    except SlotRefusedError as refused:
-        raise NoSeatError(refused.problem) from None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import ssl
+import zlib
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -21,6 +22,7 @@ from typing_extensions import override
 from capi_core import __version__
 from capi_core.exchange import Failure
 from capi_core.protocols.kinds import Protocol as Wire
+from capi_trio.inflate import Inflated
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -54,6 +56,7 @@ _WRITE_TIMEOUT_S: Final = 60.0
 _PORTS: Final = {"http": 80, "https": 443}
 _LIST_TIMEOUT_S: Final = 10.0
 _MAX_LIST_BYTES: Final = 8 * 1024 * 1024
+_UNPACKED: Final = frozenset({"", "identity"})
 
 
 class Secret:
@@ -252,7 +255,7 @@ class UpstreamClient:
             ) as response:
                 if response.status_code != 200:
                     raise UpstreamFailedError(Failure.BROKEN, f"status {response.status_code}")
-                async for chunk in response.aiter_bytes():
+                async for chunk in _opened(response).chunks():
                     body += chunk
                     if len(body) > _MAX_LIST_BYTES:
                         raise UpstreamFailedError(Failure.BROKEN, "the model list is too long")
@@ -299,8 +302,14 @@ def tls_context() -> ssl.SSLContext:
 
 
 def _opened(response: httpx.Response) -> UpstreamResponse:
-    # A server that compresses although asked not to is still understood; aiter_raw is the cheap way for all others.
-    chunks = response.aiter_bytes if "content-encoding" in response.headers else response.aiter_raw
+    coding = response.headers.get("content-encoding", "identity").strip().lower()
+
+    def chunks() -> AsyncIterator[bytes]:
+        # A server that compresses although asked not to is still understood. Not by httpx, which unpacks all that has
+        # come at once, and layer by layer: some bytes of `gzip, gzip, gzip` are as many gigabytes.
+        raw = response.aiter_raw()
+        return raw if coding in _UNPACKED else Inflated(raw, coding)
+
     return UpstreamResponse(response.status_code, tuple(response.headers.raw), chunks)
 
 
@@ -335,3 +344,5 @@ def _failures_mapped() -> Iterator[None]:
         raise UpstreamFailedError(failure, type(error).__name__) from None
     except httpx.InvalidURL:
         raise UpstreamFailedError(Failure.UNREACHABLE, "InvalidURL") from None
+    except zlib.error:
+        raise UpstreamFailedError(Failure.BROKEN, "DecodingError") from None

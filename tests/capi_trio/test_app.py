@@ -27,7 +27,8 @@ from capi_trio.access import ANONYMOUS, Access, Door, OpenDoor
 from capi_trio.admission import OPEN_ADMISSION, Admission, AdmissionRefusedError, Asked, NotAdmitted
 from capi_trio.app import Gateway, Snapshot
 from capi_trio.perimeter import Perimeter, parse_network
-from capi_trio.seats import Seat, Seats
+from capi_trio.seat import Seat
+from capi_trio.seats import Seats
 from capi_trio.upstream import UpstreamClient
 from tests.support import fakes
 from tests.support.asgi_harness import Client, Response

@@ -28,7 +28,8 @@ from capi_trio.demo.app import IdCounter
 from capi_trio.demo.github import Call, DemoGitHub, Trouble
 from capi_trio.fanout import FanoutWatch
 from capi_trio.github.tokens import TokenStatus
-from capi_trio.seats import NoSeatError, Seat, Seats
+from capi_trio.seat import NoSeatError, Seat
+from capi_trio.seats import Seats
 from capi_trio.storage.errors import IdentityNotFound
 from capi_trio.upstream import Secret, UpstreamClient, UpstreamFailedError
 

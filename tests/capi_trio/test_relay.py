@@ -29,7 +29,8 @@ from capi_core.usage import Usage, UsageSource
 from capi_trio.access import ANONYMOUS
 from capi_trio.admission import AdmissionRefusedError, NotAdmitted
 from capi_trio.relay import Relay, RelayResult, RelayTimeouts
-from capi_trio.seats import Seat, Seats
+from capi_trio.seat import Seat
+from capi_trio.seats import Seats
 from capi_trio.upstream import UpstreamTarget
 from tests.support import fakes
 from tests.support.fakes import DONE, FakePeer, FakeUpstream, Reply, Step, chunk, finish

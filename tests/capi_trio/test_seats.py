@@ -11,7 +11,8 @@ from capi_core.commands import Operation, SendRequest
 from capi_core.config import Config, LimitsConfig, UpstreamConfig
 from capi_core.gate_events import GateState
 from capi_trio.access import ANONYMOUS
-from capi_trio.seats import NoSeatError, Seat, Seats
+from capi_trio.seat import NoSeatError, Seat
+from capi_trio.seats import Seats
 from capi_trio.upstream import UpstreamFailedError
 from tests.support import fakes
 from tests.support.fakes import FakeUpstream, Reply

@@ -13,8 +13,9 @@ import trio
 from tests.e2e.conftest import Start
 from tests.e2e.peers import Response, connect, error_event, post, request
 from tests.support.process import Capi
+from tests.support.scale import FULL
 
-STREAMS: Final = 20
+STREAMS: Final = 50 if FULL else 20
 
 
 def stream_request(events: int, pace_ms: int) -> bytes:

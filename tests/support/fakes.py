@@ -64,6 +64,8 @@ class Asked:
     limits: Mapping[str, float | None]
     """httpx's own time limits for it, in seconds."""
     answer: "_Body" = field(repr=False)
+    at: float
+    """When it was asked."""
 
     @property
     def taken(self) -> int:
@@ -136,7 +138,7 @@ class FakeUpstream(httpx.AsyncBaseTransport):
         headers = tuple(request.headers.raw)
         limits = msgspec.convert(request.extensions["timeout"], dict[str, float | None])
         sent = await request.aread()
-        self.asked.append(Asked(request.method, str(request.url), headers, sent, limits, body))
+        self.asked.append(Asked(request.method, str(request.url), headers, sent, limits, body, trio.current_time()))
         if isinstance(reply, Exception):
             await body.aclose()
             raise reply

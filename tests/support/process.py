@@ -42,6 +42,7 @@ __all__ = [
     "gateway",
     "issue_key",
     "open_descriptors",
+    "peak_bytes",
     "resident_bytes",
     "sockets_of",
 ]
@@ -310,6 +311,12 @@ def open_descriptors(pid: int) -> int:
 def resident_bytes(pid: int) -> int:
     """Memory that the process has in RAM, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_bytes(pid: int) -> int:
+    """The most memory that the process ever had in RAM, in bytes."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 
 def sockets_of(pid: int) -> list[TcpSocket]:
