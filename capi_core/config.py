@@ -210,7 +210,7 @@ class FeaturesConfig(msgspec.Struct, frozen=True, kw_only=True):
     auth: bool = True
     """Callers need a key. Off, capi only listens where `--no-auth` could."""
     telemetry: bool = True
-    """Each request to a model leaves a row: who, which model, how long, how many tokens, what it cost; no word of it."""
+    """Each request to a model leaves a row: who, which model, how long, how many tokens, what it cost; no words."""
 
 
 class RetentionConfig(msgspec.Struct, frozen=True, kw_only=True):
