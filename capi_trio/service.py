@@ -222,7 +222,13 @@ class _Service:
             background.start_soon(self._writer.run)
             background.start_soon(self._prune)
             background.start_soon(keeper.run)
-            background.start_soon(_watch_signals, server, config.limits.grace_s, store, armed)
+
+            def look_again() -> None:
+                keeper.refresh_soon()
+                if store is not None:
+                    store.look_now()
+
+            background.start_soon(_watch_signals, server, config.limits.grace_s, look_again, armed)
             await background.start(
                 serve_control,
                 options.data_dir,
@@ -431,13 +437,12 @@ async def _announce(keeper: CatalogKeeper, running: Running, on_ready: Callable[
     on_ready(running)
 
 
-async def _watch_signals(server: Server, grace_s: float, store: ConfigStore | None, armed: ExitStack) -> None:
-    """The first signal begins the graceful end, the second one is the end. SIGHUP reloads the configuration."""
+async def _watch_signals(server: Server, grace_s: float, look_again: Callable[[], None], armed: ExitStack) -> None:
+    """The first signal begins the graceful end, the second one is the end. At SIGHUP `look_again` is called."""
     with trio.open_signal_receiver(*_ENDING, signal.SIGHUP) as signals:
         async for number in signals:
             if number == signal.SIGHUP:
-                if store is not None:
-                    store.look_now()
+                look_again()
                 continue
             name = signal.Signals(number).name
             if server.draining:

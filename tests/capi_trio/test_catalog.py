@@ -3,6 +3,7 @@
 import httpx
 import pytest
 import trio
+import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
@@ -170,3 +171,18 @@ async def test_an_upstream_that_drips_does_not_hold_the_catalog_up(autojump_cloc
     await kept.refresh()
     assert trio.current_time() <= 10
     assert names(kept) == ["m"]
+
+
+async def test_lists_are_asked_for_anew_when_somebody_wants_it(autojump_clock: MockClock) -> None:
+    """A seat was linked, or the operator says so."""
+    up = FakeUpstream(listing("m"), listing("n"))
+    kept = keeper(up=up)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(kept.run)
+        await kept.ready.wait()
+        assert names(kept) == ["m"]
+        kept.refresh_soon()
+        await trio.testing.wait_all_tasks_blocked()
+        assert names(kept) == ["n"]
+        assert trio.current_time() < 1
+        nursery.cancel_scope.cancel()

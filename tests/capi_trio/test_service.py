@@ -11,6 +11,7 @@ import httpx
 import pytest
 import trio
 from attrs import evolve
+from structlog.testing import capture_logs
 
 from capi_core.config import Config, ConfigError, LimitsConfig, UpstreamConfig
 from capi_core.keys import KeyDraft
@@ -195,7 +196,12 @@ async def test_a_hard_stop_waits_behind_the_grace_until_the_gateway_has_ended(
     assert timer.finished.is_set()
 
 
-async def test_a_hangup_without_a_file_to_look_at_changes_nothing(options: Options) -> None:
-    async with running(DEMO, options) as (_, client):
-        signal.raise_signal(signal.SIGHUP)
-        assert (await client.get("/readyz")).status_code == 200
+async def test_a_hangup_has_every_upstream_asked_for_its_models(options: Options) -> None:
+    """Also without a file to look at."""
+    with capture_logs() as logs:
+        async with running(DEMO, options) as (_, client):
+            asked = sum(line["event"] == "model_list" for line in logs)
+            signal.raise_signal(signal.SIGHUP)
+            while sum(line["event"] == "model_list" for line in logs) == asked:  # noqa: ASYNC110 - as above
+                await trio.sleep(0.01)
+            assert (await client.get("/readyz")).status_code == 200
