@@ -70,6 +70,8 @@ class Outcome(enum.Enum):
     """The key may not use this model, or no identity serves it there."""
     REFUSED_RATE = "refused_rate"
     REFUSED_TOO_LARGE = "refused_too_large"
+    REFUSED_BUDGET = "refused_budget"
+    """The key has spent what it may in this day or month."""
     REFUSED_DENIED = "refused_denied"
     """The operator of the gateway was asked, and did not allow it."""
     REFUSED_BUSY = "refused_busy"

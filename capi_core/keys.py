@@ -16,7 +16,7 @@ from typing import Final, Self, TypeVar
 
 from attrs import evolve, field, frozen
 
-from capi_core.errors import LocalError, Problem
+from capi_core.errors import LocalError
 
 __all__ = [
     "DEBUG_MAX_MS",
@@ -153,22 +153,6 @@ class Budget:
         else:
             end = start + timedelta(days=1)
         return int(start.timestamp()) * 1000, int(end.timestamp()) * 1000
-
-    def decide(self, spent: int, now_ms: int) -> Problem | None:
-        """Whether another request may start after `spent` in this window: `None`, or a 429 until the next one.
-
-        What a request costs is known when it ends, so the last one of a window may overspend.
-        """
-        if spent < self.amount:
-            return None
-        _, end = self.window(now_ms)
-        return Problem(
-            429,
-            "budget_exceeded",
-            f"this key has used up its budget for the {self.period.value}; it starts anew at midnight UTC"
-            + (" on the first of the month" if self.period is BudgetPeriod.MONTH else ""),
-            retry_after_s=-((now_ms - end) // 1000),
-        )
 
 
 def _override(rpm: int | None) -> int | None:

@@ -69,6 +69,7 @@ ENDINGS: Final[Mapping[Outcome, Ending]] = {
     Outcome.REFUSED_SCOPE: Ending.REFUSED,
     Outcome.REFUSED_RATE: Ending.REFUSED,
     Outcome.REFUSED_TOO_LARGE: Ending.REFUSED,
+    Outcome.REFUSED_BUDGET: Ending.REFUSED,
     Outcome.REFUSED_DENIED: Ending.REFUSED,
     Outcome.REFUSED_BUSY: Ending.FAILED,  # nothing was wrong with the request: there was no room for it
 }

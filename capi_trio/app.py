@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from capi_core.aliases import Catalog
     from capi_core.config import Config
+    from capi_core.exchange import Command
     from capi_core.headers import Headers
     from capi_core.keys import KeyRecord
     from capi_core.members import JSONObject
@@ -47,10 +48,12 @@ if TYPE_CHECKING:
     from capi_core.usage_events import UsageEvent
     from capi_trio.access import Access, Door, OpenDoor
     from capi_trio.admission import Admission
+    from capi_trio.budgeting import Budgets, Ticket
     from capi_trio.perimeter import Perimeter
     from capi_trio.relay import RelayResult
     from capi_trio.seats import Seats
     from capi_trio.upstream import UpstreamClient
+    from capi_trio.usage_reports import UsageReports
 
 __all__ = ["Gateway", "Snapshot"]
 
@@ -89,7 +92,9 @@ class Gateway:
     `sealed` tells whether the first admin key still lies unread; `new_request_id` makes ids of ASCII letters, digits,
     `_` and `-`; `now_ms` gives the time since epoch.
     `max_body_bytes` is the bound that the connection has: it reads no more, so it must not be waited for. `note` gets
-    the row of each request to a model, once, when it has ended; it must neither block nor raise.
+    the row of each request to a model, once, when it has ended, and returns it with its cost; it must neither block nor
+    raise. `budgets` are held against that; `usage` tells a caller of its
+    own.
     """
 
     def __init__(
@@ -105,11 +110,15 @@ class Gateway:
         new_request_id: Callable[[], str],
         now_ms: Callable[[], int],
         max_body_bytes: int,
-        note: Callable[[UsageEvent], None] = lambda event: None,
+        note: Callable[[UsageEvent], UsageEvent] = lambda event: event,
+        budgets: Budgets | None = None,
+        usage: UsageReports | None = None,
         admission: Admission = OPEN_ADMISSION,
     ) -> None:
         self._max_body_bytes = max_body_bytes
         self._note = note
+        self._budgets = budgets
+        self._usage = usage
         self._admission = admission
         self._snapshot = snapshot
         self._client = client
@@ -184,7 +193,7 @@ class Gateway:
         elif body is None:
             await request.refuse(_too_large(self._max_body_bytes))
         else:
-            await answer_reading(request, access.key, snapshot.catalog, self._seats)
+            await answer_reading(request, access.key, snapshot.catalog, self._seats, self._usage)
 
     async def _exchange(
         self, call: Call, access: Access, snapshot: Snapshot, operation: Operation, body: bytes | None
@@ -197,17 +206,7 @@ class Gateway:
             now_s=began_ms // 1000,
             client_headers=tuple(call.client_headers),
         )
-        over_rate = self._door.grant(access, trio.current_time())
-        if self._stopping:
-            commands = exchange.receive_failure(Failure.SHUTDOWN)
-        elif body is None:
-            commands = exchange.refuse(_too_large(self._max_body_bytes), Outcome.REFUSED_TOO_LARGE)
-        elif over_rate is not None:
-            commands = exchange.refuse(over_rate, Outcome.REFUSED_RATE)
-        elif operation is Operation.COUNT_TOKENS and len(body) > _COUNTED_AT_ONCE:
-            commands = await trio.to_thread.run_sync(exchange.receive_request, body)
-        else:
-            commands = exchange.receive_request(body)
+        commands, ticket = await self._begin(exchange, access, operation, body)
         relay = Relay(
             exchange,
             call.upstream,
@@ -227,7 +226,29 @@ class Gateway:
         finally:
             self._relays.discard(relay)
             self._account(call, access.key, result)
-            self._note(usage_event(call, access.key, result, began_ms=began_ms))
+            event = self._note(usage_event(call, access.key, result, began_ms=began_ms))
+            if ticket is not None and self._budgets is not None:
+                self._budgets.end(ticket, event)
+
+    async def _begin(
+        self, exchange: Exchange, access: Access, operation: Operation, body: bytes | None
+    ) -> tuple[list[Command], Ticket | None]:
+        """What is to be done about a request that has come in; and what settles its budget, where its key has one."""
+        over_rate = self._door.grant(access, trio.current_time())
+        if self._stopping:
+            return exchange.receive_failure(Failure.SHUTDOWN), None
+        if body is None:
+            return exchange.refuse(_too_large(self._max_body_bytes), Outcome.REFUSED_TOO_LARGE), None
+        if over_rate is not None:
+            return exchange.refuse(over_rate, Outcome.REFUSED_RATE), None
+        if operation is Operation.COUNT_TOKENS:  # it costs nothing but our own time
+            if len(body) > _COUNTED_AT_ONCE:
+                return await trio.to_thread.run_sync(exchange.receive_request, body), None
+            return exchange.receive_request(body), None
+        held = None if self._budgets is None else await self._budgets.begin(access.key, len(body))
+        if isinstance(held, Problem):
+            return exchange.refuse(held, Outcome.REFUSED_BUDGET), None
+        return exchange.receive_request(body), held
 
     async def _admit(self, exchange: Exchange, operation: Operation, key: KeyRecord, size: int) -> None:
         if operation is not Operation.COUNT_TOKENS:  # it costs nothing

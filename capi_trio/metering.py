@@ -54,23 +54,31 @@ def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: in
 
 
 class Meter:
-    """Puts its cost on each row, at the prices of the moment, and hands it on; nothing while telemetry is off."""
+    """Puts its cost on each row, at the prices of the moment, and hands it on; nothing while telemetry is off.
+
+    A name that is neither an alias nor the upstream's own gives way to the upstream's: the place of any name may be
+    taken by the default model, and another spelling of a listed name leaves a client room for words of its own.
+    """
 
     def __init__(self, config: Config, note: Callable[[UsageEvent], None]) -> None:
         self._hand_on = note
         self._on = True
+        self._aliases: frozenset[str] = frozenset()
         self._prices = DEFAULT_PRICES
         self.set_config(config)
 
     def set_config(self, config: Config) -> None:
-        """Goes on with other prices."""
+        """Goes on with other prices and aliases."""
         self._on = config.features.telemetry
+        self._aliases = frozenset(config.models)
         self._prices = Prices.configured(config.prices, DEFAULT_PRICES)
 
-    def note(self, event: UsageEvent) -> None:
-        """A request has ended."""
-        if not self._on:
-            return
+    def note(self, event: UsageEvent) -> UsageEvent:
+        """A request has ended. Returns its row, with its cost."""
+        if event.model not in (None, event.upstream_model) and event.model not in self._aliases:
+            event = evolve(event, model=event.upstream_model)
         if event.upstream_model is not None and event.usage is not None:
             event = evolve(event, cost_micros=self._prices.cost(event.usage, event.upstream_model))
-        self._hand_on(event)
+        if self._on:
+            self._hand_on(event)
+        return event

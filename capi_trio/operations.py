@@ -31,6 +31,7 @@ from capi_trio.keyring import CLI, KeyChoiceError, Keyring, KeyView
 from capi_trio.storage.backup import back_up
 from capi_trio.storage.database import Mutation
 from capi_trio.storage.errors import CommitUnknown, IdentityNotFound, KeyNotFound, StorageError
+from capi_trio.usage_reports import ShowUsage, SinceError, UsageAnswer, UsageReports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -153,6 +154,7 @@ Command = (
     | BackUp
     | EditConfig
     | ShowStatus
+    | ShowUsage
 )
 
 
@@ -194,7 +196,17 @@ class Refused(msgspec.Struct, tag="refused"):
     message: str
 
 
-Answer = KeyAnswer | KeysAnswer | IdentityAnswer | IdentitiesAnswer | SeatUsageAnswer | ServerStatus | Done | Refused
+Answer = (
+    KeyAnswer
+    | KeysAnswer
+    | IdentityAnswer
+    | IdentitiesAnswer
+    | SeatUsageAnswer
+    | ServerStatus
+    | UsageAnswer
+    | Done
+    | Refused
+)
 
 _RECOVERED: Final = KeyDraft(label="recovered admin", tier=Tier.ADMIN)
 
@@ -224,7 +236,7 @@ class Operations:
             return Refused(f"{error}, or more than one; capi keys list shows their ids")
         except IdentityNotFound as error:
             return Refused(f"{error}; capi identities list shows their names")
-        except (ConfigError, KeyChoiceError, IdentityChoiceError, StorageError) as error:
+        except (ConfigError, KeyChoiceError, IdentityChoiceError, SinceError, StorageError) as error:
             return Refused(str(error))
 
     async def _run(self, command: Command) -> Answer:
@@ -254,6 +266,9 @@ class Operations:
                 return await self._edit_config(Path(path), before, after)
             case ShowStatus():
                 return Refused("no server runs here") if self.status is None else self.status()
+            case ShowUsage(since, by):
+                labels = {record.id: record.label for record in self.keyring.all()}
+                return UsageAnswer(await UsageReports(self.database, self.now_ms).report(since, by, labels=labels))
             case _:
                 return await run_identity_command(self.identities, command, seats=self.seats, quotas=self.quotas)
 

@@ -28,6 +28,7 @@ from capi_trio.access import Door, OpenDoor, RejectLog
 from capi_trio.admission import ALL_ADMITTED, AdmissionOptions, make_admission
 from capi_trio.app import Gateway, Snapshot
 from capi_trio.bootstrap import ADMIN_KEY_NAME, bootstrap, key_file_waits
+from capi_trio.budgeting import Budgets
 from capi_trio.catalog import CatalogKeeper
 from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import upstream_targets
@@ -52,7 +53,9 @@ from capi_trio.storage.audit_writer import open_audit_writer
 from capi_trio.storage.database import Mutation, open_database
 from capi_trio.storage.errors import StorageError
 from capi_trio.storage.lock import DirectoryLock
+from capi_trio.storage.usage import UsageRepository
 from capi_trio.upstream import UpstreamClient
+from capi_trio.usage_reports import UsageReports
 
 if TYPE_CHECKING:
     import ssl
@@ -62,6 +65,7 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
     from capi_core.aliases import Catalog
+    from capi_core.budgets import Amounts
     from capi_core.config import Config
     from capi_trio.configstore import ConfigStore, Loaded
     from capi_trio.perimeter import Perimeter
@@ -158,6 +162,7 @@ class _Parts:
     seats: Seats
     keeper: CatalogKeeper
     meter: Meter
+    budgets: Budgets
 
 
 class _Service:
@@ -178,6 +183,9 @@ class _Service:
         self._cut = 0
         self.keyring = Keyring(database, now_ms=now_ms, random_bytes=random_bytes, default_rpm=self._default_rpm)
         self.identities = IdentityBook(database, lock.directory, now_ms=now_ms, random_bytes=random_bytes)
+
+    async def _spent(self, key_id: str, from_ms: int) -> Amounts:
+        return await self._database.read(lambda connection: UsageRepository(connection).spent(key_id, from_ms))
 
     def _default_rpm(self) -> int:
         return self._state.config.limits.requests_per_minute
@@ -216,7 +224,7 @@ class _Service:
             )
             meter = Meter(config, recorder.note)
             await background.start(recorder.run)
-            parts = _Parts(client, seats, keeper, meter)
+            parts = _Parts(client, seats, keeper, meter, Budgets(self._spent, now_ms=now_ms))
             server = self._gateway(parts, door)
             background.start_soon(self._admission.run)
             background.start_soon(self._writer.run)
@@ -279,6 +287,8 @@ class _Service:
             client=parts.client,
             seats=parts.seats,
             note=parts.meter.note,
+            budgets=parts.budgets,
+            usage=UsageReports(self._database, now_ms),
             door=door,
             perimeter=options.perimeter,
             ready=ready,

@@ -23,6 +23,7 @@ from capi_trio.cli.models import models_command
 from capi_trio.cli.run import demo_command, start_command
 from capi_trio.cli.setup import setup_command
 from capi_trio.cli.translate import translate_command
+from capi_trio.cli.usage import usage_report_command
 
 __all__ = ["main"]
 
@@ -40,6 +41,7 @@ _COMMANDS = (
     auth_command,
     identities_commands,
     models_command,
+    usage_report_command,
     config_commands,
     audit_commands,
     admin_commands,

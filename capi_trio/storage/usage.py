@@ -19,6 +19,7 @@ import sqlalchemy as sa
 from attrs import evolve, field, frozen
 from sqlalchemy.dialects import postgresql, sqlite
 
+from capi_core.budgets import Amounts
 from capi_core.errors import LocalError
 from capi_core.histogram import Histogram
 from capi_core.keys import text_fault
@@ -96,6 +97,15 @@ def _duration(ms: float) -> float:
     return 0.0 if math.isnan(ms) else min(max(ms, 0.0), _MAX_MS)
 
 
+_TOKENS: Final = (
+    usage_minutes.c.uncached_input
+    + usage_minutes.c.cache_read
+    + usage_minutes.c.cache_write
+    + usage_minutes.c.output
+    + usage_minutes.c.reasoning
+)
+
+
 @frozen
 class UsageRepository:
     """Reads and writes usage over one connection, within its transaction."""
@@ -128,6 +138,13 @@ class UsageRepository:
         if key_id is not None:
             query = query.where(usage_minutes.c.key_id == key_id)
         return [_rollup(row) for row in self.connection.execute(query.order_by(*_KEY))]
+
+    def spent(self, key_id: str, from_ms: int) -> Amounts:
+        """What a key's requests since `from_ms` (a minute's begin) have cost, as far as it is known."""
+        sums = [sa.func.coalesce(sa.func.sum(column), 0) for column in (_TOKENS, usage_minutes.c.cost_micros)]
+        found = sa.select(*sums).where(usage_minutes.c.minute >= from_ms, usage_minutes.c.key_id == key_id)
+        tokens, money = self.connection.execute(found).one()
+        return Amounts(int(tokens), int(money))
 
     def sweep(self, before_ms: int, limit: int = SWEEP_ROWS) -> int:
         """Removes some of what is from before `before_ms`; returns how many rows. Of `limit` requests or minutes' sums

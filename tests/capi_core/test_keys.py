@@ -430,21 +430,6 @@ def test_each_instant_lies_in_one_window(now: int, period: BudgetPeriod) -> None
     assert budget.window(end)[0] == end
 
 
-def test_a_budget_that_is_used_up_says_when_it_starts_anew() -> None:
-    budget = Budget(BudgetUnit.TOKENS, 1000, BudgetPeriod.DAY)
-    now = at("2026-11-24T23:59:58.500")
-    assert budget.decide(999, now) is None
-    problem = budget.decide(1000, now)
-    assert problem is not None
-    assert (problem.status, problem.code, problem.retry_after_s) == (429, "budget_exceeded", 2)
-    early = budget.decide(1000, at("2026-11-24T00:00:00"))
-    assert early is not None
-    assert early.retry_after_s == 86_400
-    monthly = Budget(BudgetUnit.MONEY, 1000, BudgetPeriod.MONTH).decide(10**9, now)
-    assert monthly is not None
-    assert monthly.message.endswith("on the first of the month")
-
-
 # What a key allows.
 
 

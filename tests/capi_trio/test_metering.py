@@ -131,3 +131,17 @@ def test_switched_off_nothing_is_noted() -> None:
     meter.set_config(config())
     meter.note(EVENT)
     assert len(noted) == 1
+
+
+# -- what it is called ---------------------------------------------------------------------------------------------
+
+
+def test_a_model_has_a_name_of_the_gateways_own() -> None:
+    """An alias, as long as there is one, or the upstream's name; no other spelling, nor one that the default served."""
+    noted: list[UsageEvent] = []
+    meter = Meter(config(models={"fast": {"upstream": "mine-7b"}}), noted.append)
+    for name in ("fast", "mine-7b", "Mine-7B[my password]", None):
+        meter.note(attrs.evolve(EVENT, model=name))
+    meter.set_config(config())
+    meter.note(attrs.evolve(EVENT, model="fast"))
+    assert [event.model for event in noted] == ["fast", "mine-7b", "mine-7b", None, "mine-7b"]

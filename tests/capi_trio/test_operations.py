@@ -40,8 +40,11 @@ from capi_trio.operations import (
     ShowStatus,
 )
 from capi_trio.storage.tables import keys
+from capi_trio.storage.usage import UsageBatch
+from capi_trio.usage_reports import ShowUsage, UsageAnswer, UsageBy
 from tests.capi_trio.helpers import FullDisk, Ring, audit_lines, open_ring, stored
 from tests.capi_trio.storage.helpers import NOW
+from tests.support.usage_rows import usage_event
 
 HOUR = 3_600_000
 FULL = KeyDraft(
@@ -399,3 +402,26 @@ def test_a_command_that_is_not_known_is_not_understood() -> None:
     for text in ('{"type": "keys.destroy"}', "{}", '{"type": "keys.create"}', '{"type": "keys.create", "label": 1}'):
         with pytest.raises(msgspec.ValidationError):
             msgspec.json.decode(text, type=Command)
+
+
+# -- usage ----------------------------------------------------------------------------------------------------------
+
+
+async def test_usage_is_told_of_each_key_with_its_label(tmp_path: Path) -> None:
+    """Of revoked ones, too: what they cost stays cost."""
+    async with open_ring(tmp_path / "data") as ring:
+        made = (await ring.make("laptop")).record
+        await run(ring, RevokeKey(made.id))
+        events = [usage_event(1, ts_ms=NOW, key_id=made.id), usage_event(2, ts_ms=NOW, key_id="gone")]
+        await ring.store.database.store_usage(UsageBatch("batch", events))
+        answer = await run(ring, ShowUsage())
+        assert isinstance(answer, UsageAnswer)
+        assert {line.name: line.label for line in answer.report.lines} == {made.id: "laptop", "gone": None}
+        by_day = await run(ring, ShowUsage("7d", UsageBy.DAY))
+        assert isinstance(by_day, UsageAnswer)
+        assert [line.requests for line in by_day.report.lines] == [2]
+
+
+async def test_usage_of_no_window_is_refused(tmp_path: Path) -> None:
+    async with open_ring(tmp_path / "data") as ring:
+        assert "since must be" in await refusal(ring, ShowUsage("soon"))

@@ -1,8 +1,13 @@
 """Routes that ask no model: which paths there are, and what is told to whom. Models themselves: in test_app.py."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypercorn.typing import ASGIReceiveEvent, ASGISendEvent, ConnectionState, HTTPScope
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from capi_core.config import Config
@@ -13,7 +18,13 @@ from capi_trio.quotas import SeatUsage
 from capi_trio.readings import answer_reading
 from capi_trio.request import Request
 from capi_trio.seats import Seats
+from capi_trio.storage.database import Mutation
+from capi_trio.storage.tables import usage_minutes
+from capi_trio.storage.usage import UsageBatch
+from capi_trio.usage_reports import UsageBy, UsageReport, UsageReports
+from tests.capi_trio.storage.helpers import Store, draft, open_store
 from tests.capi_trio.test_copilot import CONFIG, NOW, Scene, identity, key
+from tests.support.usage_rows import MINUTE, usage_event
 
 
 class _Told(msgspec.Struct):
@@ -55,7 +66,14 @@ async def nothing() -> ASGIReceiveEvent:
 
 
 async def get(
-    seats: Seats, path: bytes = b"/usage", rider: KeyRecord | None = None, method: str = "GET", **headers: str
+    seats: Seats,
+    path: bytes = b"/usage",
+    rider: KeyRecord | None = None,
+    method: str = "GET",
+    *,
+    query: bytes = b"",
+    reports: UsageReports | None = None,
+    **headers: str,
 ) -> Answer:
     answer = Answer()
     scope: HTTPScope = {
@@ -66,7 +84,7 @@ async def get(
         "scheme": "http",
         "path": path.decode(),
         "raw_path": path,
-        "query_string": b"",
+        "query_string": query,
         "root_path": "",
         "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
         "client": None,
@@ -75,7 +93,7 @@ async def get(
         "extensions": {},
     }
     request = Request(scope, nothing, answer.send, "req_1", 10)
-    await answer_reading(request, rider or key(), CONFIG.catalog({}), seats)
+    await answer_reading(request, rider or key(), CONFIG.catalog({}), seats, reports)
     assert answer.headers[b"x-request-id"] == b"req_1"
     return answer
 
@@ -147,3 +165,82 @@ async def test_it_is_only_for_reading(autojump_clock: MockClock) -> None:
         assert (await get(world.seats, method="HEAD")).status == 200
         asking = await get(world.seats, b"/v1/messages")
         assert (asking.status, asking.headers[b"allow"]) == (405, b"POST")
+
+
+# -- what a key has used --------------------------------------------------------------------------------------------
+
+DAY = 86_400_000
+MINE = key().id
+
+
+@asynccontextmanager
+async def used(directory: Path) -> AsyncIterator[tuple[Store, UsageReports]]:
+    """A database with requests of this key, today's and older ones, and of another."""
+    events = [
+        usage_event(1, key_id=MINE),
+        usage_event(2, key_id=MINE, model="slow"),
+        usage_event(3, key_id=MINE, ts_ms=MINUTE - 2 * DAY),
+        usage_event(4, key_id="key_other", model="secret"),
+    ]
+    async with open_store(directory) as store:
+        await store.database.store_usage(UsageBatch("batch", events))
+        yield store, UsageReports(store.database, lambda: MINUTE + 30_000)
+
+
+@pytest.mark.parametrize(
+    ("query", "models"),
+    [
+        (b"", {"fast": 1, "slow": 1}),
+        (b"since=7d", {"fast": 2, "slow": 1}),
+        (b"since=2026-09-20", {"fast": 1, "slow": 1}),
+        (b"since=2026%2d09%2d01&other=1", {"fast": 2, "slow": 1}),
+    ],
+)
+async def test_a_caller_is_told_what_its_own_key_has_used(tmp_path: Path, query: bytes, models: dict[str, int]) -> None:
+    """By model, and of nobody else's requests whatever else is asked for."""
+    scene = Scene(identity("a"), config=Config())
+    async with used(tmp_path / "data") as (_, reports):
+        answer = await get(scene.seats, b"/v1/usage", query=query, reports=reports)
+    assert (answer.status, answer.headers[b"content-type"]) == (200, b"application/json")
+    report = msgspec.json.decode(answer.body, type=UsageReport)
+    assert report.by is UsageBy.MODEL
+    assert {line.name: line.requests for line in report.lines} == models
+    assert report.total.requests == sum(models.values())
+    assert b"secret" not in answer.body
+
+
+@pytest.mark.parametrize(
+    "query",
+    [b"since=", b"since=soon", b"since=0h", b"since=401d", b"since=2999-01-01", b"since=1h&since=2h", b"since=%ff",
+     b"since=\xff", b"since=7d%00"],
+)  # fmt: skip
+async def test_nonsense_is_refused_and_not_told_back(tmp_path: Path, query: bytes) -> None:
+    scene = Scene(identity("a"), config=Config())
+    async with used(tmp_path / "data") as (_, reports):
+        answer = await get(scene.seats, b"/v1/usage", query=query, reports=reports)
+    assert answer.refusal == (400, "invalid_since")
+    assert b"soon" not in answer.body
+
+
+async def test_a_database_that_cannot_be_read_is_told_to_the_operator(tmp_path: Path) -> None:
+    scene = Scene(identity("a"), config=Config())
+    async with used(tmp_path / "data") as (store, reports):
+        await store.database.mutate(
+            lambda connection: Mutation(
+                connection.execute(usage_minutes.update().values(ttft='{"9999":1}')).rowcount, (draft(),)
+            )
+        )
+        with capture_logs() as logs:
+            answer = await get(scene.seats, b"/v1/usage", reports=reports)
+    assert answer.refusal == (503, "usage_unavailable")
+    assert b"minute" not in answer.body
+    assert [(line["event"], "is damaged" in line["reason"]) for line in logs] == [("usage_not_read", True)]
+
+
+async def test_it_takes_no_identities_and_is_only_for_reading(tmp_path: Path) -> None:
+    scene = Scene(identity("a"), config=Config())
+    async with used(tmp_path / "data") as (_, reports):
+        assert (await get(scene.seats, b"/v1/usage", method="HEAD", reports=reports)).status == 200
+        assert (await get(scene.seats, b"/v1/usage", method="POST", reports=reports)).refusal[0] == 405
+        assert (await get(scene.seats, b"/usage", reports=reports)).refusal == (404, "unknown_route")
+        assert (await get(scene.seats, b"/v1/usage/", reports=reports)).refusal == (404, "unknown_route")

@@ -14,6 +14,7 @@ import trio
 from attrs import evolve
 from structlog.testing import capture_logs
 
+from capi_core.budgets import Amounts
 from capi_core.commands import Outcome
 from capi_core.keys import KEY_PREFIX
 from capi_core.rollups import RollupKey, UsageRollup, fold, merge_all
@@ -152,6 +153,21 @@ async def test_sums_are_read_oldest_first_and_from_minute_to_minute(backend: Bac
             return [key.minute_ms for key, _ in found]
 
         assert await store.database.read(starts) == [MINUTE + 60_000, MINUTE + 120_000]
+
+
+async def test_what_a_key_has_spent_since_a_time_is_summed(backend: Backend) -> None:
+    """Of what is known: tokens of each kind, and money."""
+    async with open_store(backend.directory, backend.url) as store:
+
+        async def spent(key_id: str, from_ms: int) -> Amounts:
+            return await store.database.read(lambda connection: UsageRepository(connection).spent(key_id, from_ms))
+
+        assert await spent("key_a", 0) == Amounts(0, 0)
+        events = [usage_event(n, ts_ms=MINUTE + n * 60_000, cost_micros=7) for n in range(3)]
+        unknown = usage_event(3, ts_ms=MINUTE + 180_000, usage=None, cost_micros=None)
+        await append(store.database, "a", [*events, unknown, usage_event(4, key_id="key_b")])
+        assert await spent("key_a", MINUTE + 60_000) == Amounts(2 * 168, 14)
+        assert await spent("key_a", 0) == Amounts(3 * 168, 21)
 
 
 async def test_a_batch_that_fails_leaves_neither_rows_nor_sums(backend: Backend) -> None:
