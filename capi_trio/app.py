@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     from capi_core.aliases import Catalog
     from capi_core.config import Config
-    from capi_core.exchange import Command
+    from capi_core.exchange import Command, Record
     from capi_core.headers import Headers
     from capi_core.keys import KeyRecord
     from capi_core.members import JSONObject
@@ -206,7 +206,7 @@ class Gateway:
             now_s=began_ms // 1000,
             client_headers=tuple(call.client_headers),
         )
-        commands, ticket = await self._begin(exchange, access, operation, body)
+        ticket: Ticket | None = None
         relay = Relay(
             exchange,
             call.upstream,
@@ -219,6 +219,7 @@ class Gateway:
         )
         self._relays.add(relay)
         try:
+            commands, ticket = await self._begin(exchange, access, operation, body)
             result = await relay.run(commands)
         except BaseException as error:
             result = relay.cut_off(Failure.INTERNAL if isinstance(error, Exception) else Failure.SHUTDOWN)
@@ -226,7 +227,8 @@ class Gateway:
         finally:
             self._relays.discard(relay)
             self._account(call, access.key, result)
-            event = self._note(usage_event(call, access.key, result, began_ms=began_ms))
+            named = _is_named(snapshot.catalog, result.record)
+            event = self._note(usage_event(call, access.key, result, began_ms=began_ms, named=named))
             if ticket is not None and self._budgets is not None:
                 self._budgets.end(ticket, event)
 
@@ -378,6 +380,17 @@ _SEALED: Final = Problem(
     "admin_key_unread",
     "this gateway waits for its operator to read and delete the file with the first admin key; its log says where",
 )
+
+
+def _is_named(catalog: Catalog, record: Record) -> bool:
+    """Whether the names of a model are the operator's or an upstream's.
+
+    An upstream without a list is asked for whatever a client has typed.
+    """
+    if record.upstream is None or record.upstream_model is None:
+        return False
+    listed = catalog.record(record.upstream, record.upstream_model) is not None
+    return listed or record.model in catalog.aliases or record.outcome is Outcome.OK
 
 
 def _count(document: JSONObject, model: str) -> bytes:

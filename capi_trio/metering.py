@@ -21,13 +21,12 @@ if TYPE_CHECKING:
 __all__ = ["Meter", "usage_event"]
 
 
-def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: int) -> UsageEvent:
+def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: int, named: bool) -> UsageEvent:
     """The row of a request that has ended. `began_ms`: when it began, milliseconds since epoch.
 
-    The name of a model is kept only when it led somewhere: a name that does not is whatever a client has typed.
+    `named`: the model's names are the operator's or an upstream's; any other is what a client has typed, and not kept.
     """
     record = result.record
-    known = record.upstream is not None
     return UsageEvent(
         ts_ms=began_ms,
         request_id=call.id,
@@ -39,8 +38,8 @@ def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: in
         stream=record.stream,
         upstream=record.upstream,
         upstream_protocol=record.upstream_protocol,
-        model=record.model if known else None,
-        upstream_model=record.upstream_model,
+        model=record.model if named else None,
+        upstream_model=record.upstream_model if named else None,
         usage=record.usage,
         usage_source=record.usage_source,
         status=record.status,

@@ -16,16 +16,19 @@ from structlog.testing import capture_logs
 from trio.testing import MockClock
 from typing_extensions import override
 
-from capi_core.commands import Operation, SendRequest
+from capi_core.budgets import Amounts
+from capi_core.commands import Operation, Outcome, SendRequest
 from capi_core.config import Config, LimitsConfig, ModelConfig, UpstreamConfig
 from capi_core.credentials import find_credential
 from capi_core.errors import Problem
 from capi_core.framing import FramingLimits
 from capi_core.keys import KeyRecord, Tier, format_key, hash_prefix, key_hash
 from capi_core.limits import RetryAfter, problem_rate_limited
+from capi_core.usage_events import UsageEvent
 from capi_trio.access import ANONYMOUS, Access, Door, OpenDoor
 from capi_trio.admission import OPEN_ADMISSION, Admission, AdmissionRefusedError, Asked, NotAdmitted
 from capi_trio.app import Gateway, Snapshot
+from capi_trio.budgeting import Budgets, Ticket
 from capi_trio.perimeter import Perimeter, parse_network
 from capi_trio.seat import Seat
 from capi_trio.seats import Seats
@@ -82,14 +85,20 @@ class World:
         self.door: Door | OpenDoor = OpenDoor()
         self.perimeter = Perimeter()
         self.seats = _Watched(self.asking, self.config)
+        self.budgets: Budgets | None = None
         self.gateway = self.gateway_with(self.snapshot)
         self.logs: list[dict[str, object]] = []
         self.peer: Guarded
 
     def gateway_with(
-        self, snapshot: Callable[[], Awaitable[Snapshot]], admission: Admission = OPEN_ADMISSION
+        self,
+        snapshot: Callable[[], Awaitable[Snapshot]],
+        admission: Admission = OPEN_ADMISSION,
+        note: Callable[[UsageEvent], UsageEvent] = lambda event: event,
     ) -> Gateway:
         return Gateway(
+            note=note,
+            budgets=self.budgets,
             snapshot=snapshot,
             client=self.asking,
             seats=self.seats,
@@ -791,3 +800,48 @@ async def test_each_request_for_an_upstream_has_to_be_let_in(autojump_clock: Moc
     assert (first.status, second.status, error(second).code) == (200, 403, "request_denied")
     assert turnstile.told == [Asked(Operation.CHAT, "fast", ANONYMOUS.label or "", len(asking))] * 2
     assert len(world.up.asked) == 1
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def _noting(world: World, events: list[UsageEvent]) -> Gateway:
+    def note(event: UsageEvent) -> UsageEvent:
+        events.append(event)
+        return event
+
+    return world.gateway_with(world.snapshot, note=note)
+
+
+async def test_a_row_has_a_models_name_only_if_it_is_somebodys(autojump_clock: MockClock) -> None:
+    """An alias, a listed name, one that an upstream answered to; not what a client typed and nobody took."""
+    blind = UpstreamConfig(kind="openai", base_url="http://blind.test/v1")
+    config = msgspec.structs.replace(CONFIG, upstreams={**CONFIG.upstreams, "blind": blind})
+    answer = fakes.json_reply(fakes.chat_answer())
+    world = World(answer, answer, answer, fakes.json_reply({"error": {"message": "no such"}}, 404), config=config)
+    events: list[UsageEvent] = []
+    world.gateway = _noting(world, events)
+    async with world.open():
+        for model in ("fast", "m-2", "answered", "typed by a client", "\n"):
+            await world.client.request("POST", "/v1/chat/completions", {**ASK, "model": model})
+    assert [event.model for event in events] == ["fast", "m-2", "answered", None, None]
+    assert [event.upstream_model for event in events] == ["org/m-1", "m-2", "answered", None, None]
+
+
+class _Failing(Budgets):
+    @override
+    async def begin(self, key: KeyRecord, size: int) -> Ticket | Problem | None:
+        raise ZeroDivisionError
+
+
+async def test_a_request_that_fails_before_it_is_asked_has_its_row_too(autojump_clock: MockClock) -> None:
+    async def spent(key_id: str, from_ms: int) -> Amounts:
+        return Amounts()
+
+    world, events = World(), list[UsageEvent]()
+    world.budgets = _Failing(spent, now_ms=lambda: 0)
+    world.gateway = _noting(world, events)
+    async with world.open():
+        assert (await world.client.request("POST", "/v1/chat/completions", ASK)).status == 500
+    assert [event.outcome for event in events] == [Outcome.INTERNAL_ERROR]
+    assert world.account["outcome"] == "internal_error"

@@ -48,7 +48,7 @@ def call() -> Call:
 
 async def test_everything_that_is_known_is_in_it() -> None:
     result = RelayResult(RECORD, 12.5, 80.0, None, 3.0, "ann")
-    event = usage_event(call(), KEY, result, began_ms=1_700_000_000_000)
+    event = usage_event(call(), KEY, result, began_ms=1_700_000_000_000, named=True)
     assert attrs.asdict(event, recurse=False) == {
         "ts_ms": 1_700_000_000_000,
         "request_id": "req_1",
@@ -78,7 +78,7 @@ async def test_everything_that_is_known_is_in_it() -> None:
 async def test_a_name_that_leads_nowhere_is_not_kept() -> None:
     refused = attrs.evolve(RECORD, model="my password", upstream=None, upstream_model=None, usage=None)
     result = RelayResult(refused, None, 1.0, None, None, None)
-    event = usage_event(call(), KEY, result, began_ms=0)
+    event = usage_event(call(), KEY, result, began_ms=0, named=False)
     assert (event.model, event.upstream_model, event.usage) == (None, None, None)
     assert "password" not in repr(event)
     assert "the label" not in repr(event)
