@@ -42,20 +42,25 @@ def may_fall_back(why: int | Failure) -> bool:
     return why >= 500 or why in _UPSTREAMS_OWN
 
 
+def _nothing() -> tuple[bytes, ...]:
+    return ()
+
+
 @frozen
 class Settings:
     """What an exchange is judged by, besides its request. The same for many requests.
 
-    `traits`: what the configuration says of each upstream. `may_call`: the caller's scope. `hidden`: secrets, as bytes,
-    that must not reach the client inside an upstream's error text. `count_tokens`: the answer to a request for a count
-    that no upstream gives; it gets the request and the upstream's name for the model, and raises `ProtocolError` (400).
+    `traits`: what the configuration says of each upstream. `may_call`: the caller's scope. `hidden`: the secrets of
+    the moment, as bytes, that must not reach the client inside an upstream's error text. `count_tokens`: the answer to
+    a request for a count that no upstream gives; it gets the request and the upstream's name for the model, and raises
+    `ProtocolError` (400).
     """
 
     catalog: Catalog
     traits: Mapping[str, UpstreamTraits] = field(factory=dict)
     may_call: MayCall = anybody
     limits: ExchangeLimits = field(factory=ExchangeLimits)
-    hidden: tuple[bytes, ...] = field(default=(), repr=False)
+    hidden: Callable[[], tuple[bytes, ...]] = field(default=_nothing, repr=False)
     count_tokens: Callable[[JSONObject, str], bytes] = estimate_request
 
 

@@ -262,6 +262,7 @@ class Exchange:
 
     def _ask(self, plan: Plan) -> list[Command]:
         self.state, self._plan, self._stream = State.REQUESTED, plan, plan.answers.machine
+        self._upstream_status, self._upstream_headers = 0, ()  # what another one said is no word of this one's
         return [SendRequest(plan.upstream, plan.operation, plan.headers, plan.body)]
 
     def _fall_back(self, why: int | Failure) -> list[Command]:
@@ -337,7 +338,7 @@ class Exchange:
         return self._answer(status, body, Outcome.UPSTREAM_ERROR)
 
     def _without_secrets(self, body: bytes) -> bytes:
-        for secret in filter(None, self._settings.hidden):
+        for secret in filter(None, self._settings.hidden()):
             body = body.replace(secret, b"***")
         return body
 

@@ -26,7 +26,7 @@ from capi_trio.admission import OPEN_ADMISSION, Asked
 from capi_trio.asgi import BodyTooLargeError, ClientGoneError, deny, drain_body, read_body
 from capi_trio.logs import get_logger
 from capi_trio.metering import usage_event
-from capi_trio.readings import answer_reading
+from capi_trio.readings import USAGE_PATHS, answer_reading
 from capi_trio.relay import Relay, RelayTimeouts
 from capi_trio.request import JSON, OPERATIONS, READING, Call, Request, id_headers, wrong_method
 from capi_trio.tokenizers import load_counter, vendor_factor
@@ -45,10 +45,10 @@ if TYPE_CHECKING:
     from capi_core.keys import KeyRecord
     from capi_core.members import JSONObject
     from capi_core.routing import UpstreamTraits
-    from capi_core.usage_events import UsageEvent
     from capi_trio.access import Access, Door, OpenDoor
     from capi_trio.admission import Admission
     from capi_trio.budgeting import Budgets, Ticket
+    from capi_trio.metering import Note
     from capi_trio.perimeter import Perimeter
     from capi_trio.relay import RelayResult
     from capi_trio.seats import Seats
@@ -110,7 +110,7 @@ class Gateway:
         new_request_id: Callable[[], str],
         now_ms: Callable[[], int],
         max_body_bytes: int,
-        note: Callable[[UsageEvent], UsageEvent] = lambda event: event,
+        note: Note = lambda event, *, named: event,
         budgets: Budgets | None = None,
         usage: UsageReports | None = None,
         admission: Admission = OPEN_ADMISSION,
@@ -192,8 +192,15 @@ class Gateway:
             await self._exchange(call, access, snapshot, operation, body)
         elif body is None:
             await request.refuse(_too_large(self._max_body_bytes))
+        elif over_rate := self._over_reading_rate(request, access):
+            await request.refuse(over_rate)
         else:
             await answer_reading(request, access.key, snapshot.catalog, self._seats, self._usage)
+
+    def _over_reading_rate(self, request: Request, access: Access) -> Problem | None:
+        """A report of a key's usage is work: it counts as a request. The other readings are not."""
+        reports = request.scope["raw_path"] in USAGE_PATHS
+        return self._door.grant(access, trio.current_time()) if reports else None
 
     async def _exchange(
         self, call: Call, access: Access, snapshot: Snapshot, operation: Operation, body: bytes | None
@@ -227,8 +234,8 @@ class Gateway:
         finally:
             self._relays.discard(relay)
             self._account(call, access.key, result)
-            named = _is_named(snapshot.catalog, result.record)
-            event = self._note(usage_event(call, access.key, result, began_ms=began_ms, named=named))
+            event = usage_event(call, access.key, result, began_ms=began_ms)
+            event = self._note(event, named=_is_named(snapshot.catalog, result.record))
             if ticket is not None and self._budgets is not None:
                 self._budgets.end(ticket, event)
 
@@ -250,7 +257,12 @@ class Gateway:
         held = None if self._budgets is None else await self._budgets.begin(access.key, len(body))
         if isinstance(held, Problem):
             return exchange.refuse(held, Outcome.REFUSED_BUDGET), None
-        return exchange.receive_request(body), held
+        try:
+            return exchange.receive_request(body), held
+        except BaseException:
+            if held is not None and self._budgets is not None:
+                self._budgets.cancel(held)
+            raise
 
     async def _admit(self, exchange: Exchange, operation: Operation, key: KeyRecord, size: int) -> None:
         if operation is not Operation.COUNT_TOKENS:  # it costs nothing
@@ -263,7 +275,7 @@ class Gateway:
             traits=self._traits.of(snapshot.config),
             may_call=partial(may_call, access.key),
             limits=ExchangeLimits(limits.max_event_bytes, limits.max_answer_bytes),
-            hidden=self._seats.secrets,
+            hidden=lambda: self._seats.secrets,
             count_tokens=_count,
         )
 
@@ -280,9 +292,9 @@ class Gateway:
             operation=record.operation.name.lower(),
             outcome=record.outcome.value,
             status=record.status,
-            model=record.model and mask_keys(record.model)[:128],  # somebody will paste a key there
+            model=_shown(record.model),
             upstream=record.upstream,
-            upstream_model=record.upstream_model,
+            upstream_model=_shown(record.upstream_model),
             upstream_protocol=record.upstream_protocol and record.upstream_protocol.value,
             losses=record.losses,
             failed_upstreams=list(record.failed_upstreams),
@@ -307,7 +319,8 @@ class Gateway:
             body = codec.encode_error(problem, request_id)
             await deny(send, problem.status, (JSON, *headers, *_challenge(problem)), body)
             return
-        async with SocketUpstream(self._client) as upstream:
+        limits = (await self._snapshot()).config.limits
+        async with SocketUpstream(self._client, max_event_bytes=limits.max_event_bytes) as upstream:
             session = ResponsesSession(
                 receive,
                 send,
@@ -380,6 +393,11 @@ _SEALED: Final = Problem(
     "admin_key_unread",
     "this gateway waits for its operator to read and delete the file with the first admin key; its log says where",
 )
+
+
+def _shown(model: str | None) -> str | None:
+    """A model's name as a log may hold it: somebody will paste a key there."""
+    return model and mask_keys(model)[:128]
 
 
 def _is_named(catalog: Catalog, record: Record) -> bool:

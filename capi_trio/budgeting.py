@@ -13,6 +13,7 @@ from attrs import frozen
 from capi_core.budgets import Account, AccountKind, Amounts, Claim, Exceeded, Ledger
 from capi_core.commands import Outcome
 from capi_core.errors import Problem
+from capi_core.usage import UsageSource
 from capi_trio.logs import get_logger
 from capi_trio.storage.errors import StorageError
 
@@ -40,9 +41,10 @@ _UNREADABLE: Final = Problem(
 
 @frozen
 class Ticket:
-    """A request that has begun, and is to be settled."""
+    """A request that has begun, and is to be settled. `estimate`: in tokens."""
 
     number: int
+    estimate: int
 
 
 class Budgets:
@@ -72,8 +74,13 @@ class Budgets:
                 return _UNREADABLE
             self._ledger.load(claim, spent.of(key.budget.unit) or 0, start_ms)
             self._loaded[key.id] = (key.budget, start_ms)
-        held = self._ledger.reserve([claim], Amounts(tokens=size // _BYTES_PER_TOKEN), self._now_ms())
-        return held.problem if isinstance(held, Exceeded) else Ticket(held.ticket)
+        estimate = size // _BYTES_PER_TOKEN
+        held = self._ledger.reserve([claim], Amounts(tokens=estimate), self._now_ms())
+        return held.problem if isinstance(held, Exceeded) else Ticket(held.ticket, estimate)
+
+    def cancel(self, ticket: Ticket) -> None:
+        """The request was never begun."""
+        self._ledger.cancel(ticket.number)
 
     def end(self, ticket: Ticket, event: UsageEvent) -> None:
         """The request has ended, as `event` says; its cost in it."""
@@ -81,7 +88,7 @@ class Budgets:
         if event.usage is None and (event.upstream is None or refused or event.outcome in _FREE):
             self._ledger.cancel(ticket.number)
             return
-        settled = self._ledger.settle(ticket.number, _amounts(event), self._now_ms())
+        settled = self._ledger.settle(ticket.number, _amounts(event, ticket), self._now_ms())
         for warning in () if settled is None else settled.warnings:
             budget = warning.claim.budget
             self._log.warning(
@@ -94,10 +101,12 @@ class Budgets:
             )
 
 
-def _amounts(event: UsageEvent) -> Amounts:
+def _amounts(event: UsageEvent, ticket: Ticket) -> Amounts:
+    """What the request did cost. Figures that were not the last ones are what it cost at least."""
     usage = event.usage
     if usage is None:
         return Amounts(money=event.cost_micros)
     counts = (usage.uncached_input, usage.cache_read, usage.cache_write, usage.output, usage.reasoning)
     known = [count for count in counts if count is not None]
-    return Amounts(sum(known) if known else None, event.cost_micros)
+    least = 0 if event.usage_source is UsageSource.UPSTREAM_FINAL else ticket.estimate
+    return Amounts(max(least, sum(known)) if known else None, event.cost_micros)

@@ -61,6 +61,8 @@ _TURN_BYTES: Final = 64 * 1024
 _LINGER_S: Final = 1.0
 """After a refusal, how long unread bytes are taken and dropped: closing on them would reset the refusal away."""
 _LINGER_BYTES: Final = 4 * 1024 * 1024
+_CLOSE: Final = b"\x88"
+"""How a close frame begins, RFC 6455 5.5.1."""
 _PING: Final = b"\x89\x00"
 """A ping without a payload, RFC 6455 5.5.2."""
 
@@ -145,6 +147,8 @@ class GuardedStream:
         self._early = b""
         self._heard = trio.current_time()
         self._frames = trio.Lock()
+        self._close_sent_at: float | None = None
+        self._after_close = 0
 
     # -- what hypercorn calls -----------------------------------------------------------------------------------
 
@@ -190,6 +194,9 @@ class GuardedStream:
             await self._send(frame)
         finally:
             self._frames.release()
+        if frame[:1] == _CLOSE and self._close_sent_at is None:
+            self._close_sent_at = trio.current_time()
+            self._reading.cancel()  # the reader knows anew what it waits for
 
     async def _send(self, data: bytes) -> None:
         sent = send_now(self._transport, data)
@@ -282,16 +289,25 @@ class GuardedStream:
             try:
                 data = bytes(await self._transport.receive_some(_READ_SIZE))
                 self._heard = trio.current_time()
-                return data
+                return b"" if self._is_past_close(data) else data
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 return b""
         if self._answer_complete or self._early:
+            return None
+        if self._close_sent_at is not None and trio.current_time() < self._deadline():
             return None
         if self._wait is _Wait.HEAD:
             await self._refuse(Problem(408, "slow_head", "the request's head took too long to arrive"))
         elif self._wait is _Wait.BODY:
             await self._refuse(Problem(408, "slow_body", "the request's body came in too slowly"))
         return b""
+
+    def _is_past_close(self, data: bytes) -> bool:
+        """Whether a WebSocket's client goes on sending although it was told the end: hypercorn would keep all of it."""
+        if self._close_sent_at is None:
+            return False
+        self._after_close += len(data)
+        return self._after_close > _READ_SIZE
 
     def _enter_wait(self) -> None:
         match self._framing.state:
@@ -316,6 +332,8 @@ class GuardedStream:
             case _Wait.BODY:
                 earned = self._framing.body_received / timeouts.min_body_rate
                 return self._wait_started + timeouts.body + earned
+            case _Wait.MESSAGE if self._close_sent_at is not None:
+                return self._close_sent_at + _LINGER_S
             case _Wait.DISCONNECT | _Wait.MESSAGE:
                 return math.inf
 

@@ -19,7 +19,7 @@ from capi_core import __version__
 from capi_core.conversation_key import conversation_key
 from capi_core.errors import Problem
 from capi_core.exchange import Failure
-from capi_core.gate_events import GateLimits, PauseCause
+from capi_core.gate_events import PauseCause
 from capi_core.github.copilot_token import TokenRefusal
 from capi_core.github.endpoints import GitHubHost
 from capi_core.github.headers import ClientTraits
@@ -28,7 +28,7 @@ from capi_trio.github.client import GitHubClient, own_traits
 from capi_trio.github.tokens import CopilotTokens, NoTokenError, TokenStatus
 from capi_trio.logs import get_logger
 from capi_trio.quotas import Quotas, SeatUsage
-from capi_trio.seat import NoSeatError, Seat, hold
+from capi_trio.seat import NoSeatError, Seat, gate_limits, hold
 from capi_trio.slots import Slots
 from capi_trio.storage.errors import StorageError
 from capi_trio.upstream import UpstreamFailedError, UpstreamTarget
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from capi_core.commands import SendRequest
     from capi_core.config import Config, UpstreamConfig
-    from capi_core.gate_events import GateSnapshot
+    from capi_core.gate_events import GateLimits, GateSnapshot
     from capi_core.identities import IdentityRecord
     from capi_core.keys import KeyRecord
     from capi_trio.fanout import FanoutWatch
@@ -184,6 +184,8 @@ class CopilotSeats:
                 self._linked[record.id] = linked
             if linked.tokens is None or linked.record != record:
                 await self._link(linked, record, nursery)
+            if self._upstream is None:  # it was taken out while a token was read: the next round lets all go
+                return
             self._apply(linked, record)
 
     def _retire(self, id: str) -> None:
@@ -202,6 +204,8 @@ class CopilotSeats:
         except StorageError as error:
             self._log.warning("identity_not_linked", identity=record.name, reason=str(error))
             linked.unlink()
+            return
+        if self._upstream is None:  # it was taken out while the token was read
             return
         if linked.tokens is not None and linked.github_token == token.reveal():
             return
@@ -236,11 +240,8 @@ class CopilotSeats:
         if self._config is None or self._upstream is None:
             raise AssertionError("identities are linked for an upstream that is configured")
         limits = self._config.limits
-        return GateLimits(
-            cap=record.max_in_flight or self._upstream.max_in_flight or limits.max_in_flight_per_identity,
-            max_queued=limits.max_queued_per_identity,
-            queue_timeout_s=limits.queue_timeout_s,
-        )
+        cap = record.max_in_flight or self._upstream.max_in_flight or limits.max_in_flight_per_identity
+        return gate_limits(cap, limits)
 
     @property
     def _traits(self) -> ClientTraits:
@@ -271,7 +272,8 @@ class CopilotSeats:
     def _choose(self, key: KeyRecord, request: SendRequest) -> _Linked:
         several = len(self._book.live()) > 1
         began = conversation_key(request.operation.protocol, request.body) if several else None
-        by_name = {linked.record.name: linked for linked in self._linked.values()}
+        # By the records of this moment: a name may have been given to another account.
+        by_name = {record.name: self._linked[record.id] for record in self._book.live() if record.id in self._linked}
         chosen = self._pick(key, by_name, None if began is None else self._began_on.get((key.id, began)))
         linked = by_name.get(chosen.name)
         if linked is None:  # it has just come
@@ -316,13 +318,17 @@ class CopilotSeats:
 
     async def list_models(self) -> bytes:
         """What the first identity that can be asked may use. Raises `UpstreamFailedError`."""
+        failed = UpstreamFailedError(Failure.UNREACHABLE, "no identity that can be asked")
         for linked in sorted(self._linked.values(), key=lambda linked: linked.record.name):
             try:
                 access = await self.access(linked)
             except NoSeatError:
                 continue
-            return await self._client.list_models(self._name, self.target(access))
-        raise UpstreamFailedError(Failure.UNREACHABLE, "no identity that can be asked")
+            try:
+                return await self._client.list_models(self._name, self.target(access))
+            except UpstreamFailedError as error:
+                failed = error
+        raise failed
 
     async def usage(self, key: KeyRecord) -> SeatUsage:
         """What is left of the seat that a new conversation of that key would ride now. Raises `NoSeatError`."""

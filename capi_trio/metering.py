@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Protocol
 
 from attrs import evolve
 
+from capi_core.commands import Operation, Outcome
 from capi_core.price_table import DEFAULT_PRICES
 from capi_core.prices import Prices
 from capi_core.usage_events import UsageEvent
@@ -18,13 +19,16 @@ if TYPE_CHECKING:
     from capi_trio.relay import RelayResult
     from capi_trio.request import Call
 
-__all__ = ["Meter", "usage_event"]
+__all__ = ["Meter", "Note", "usage_event"]
+
+_ANSWERED: Final = frozenset({Outcome.OK, Outcome.CLIENT_GONE})
+"""Ends of which the first byte was the model's, and not a refusal's."""
 
 
-def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: int, named: bool) -> UsageEvent:
+def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: int) -> UsageEvent:
     """The row of a request that has ended. `began_ms`: when it began, milliseconds since epoch.
 
-    `named`: the model's names are the operator's or an upstream's; any other is what a client has typed, and not kept.
+    An upstream that was meant and not asked, because the client left the queue, is none.
     """
     record = result.record
     return UsageEvent(
@@ -36,20 +40,31 @@ def usage_event(call: Call, key: KeyRecord, result: RelayResult, *, began_ms: in
         operation=record.operation,
         transport=call.transport,
         stream=record.stream,
-        upstream=record.upstream,
-        upstream_protocol=record.upstream_protocol,
-        model=record.model if named else None,
-        upstream_model=record.upstream_model if named else None,
+        upstream=record.upstream if result.asked else None,
+        upstream_protocol=record.upstream_protocol if result.asked else None,
+        model=record.model,
+        upstream_model=record.upstream_model,
         usage=record.usage,
         usage_source=record.usage_source,
         status=record.status,
         outcome=record.outcome,
-        ttft_ms=result.first_byte_ms,
+        ttft_ms=result.first_byte_ms if record.outcome in _ANSWERED else None,
         latency_ms=result.latency_ms,
         queue_ms=result.queue_ms,
         losses=record.losses,
         failed_upstreams=len(record.failed_upstreams),
     )
+
+
+def _is_a_request(event: UsageEvent) -> bool:
+    """Whether a plan that is paid by the request counts it, without knowing of its tokens. Counting them is free."""
+    return event.outcome is Outcome.OK and event.operation is not Operation.COUNT_TOKENS
+
+
+class Note(Protocol):
+    """What is done with the row of a request, as `Meter.note` does it."""
+
+    def __call__(self, event: UsageEvent, *, named: bool) -> UsageEvent: ...
 
 
 class Meter:
@@ -72,12 +87,18 @@ class Meter:
         self._aliases = frozenset(config.models)
         self._prices = Prices.configured(config.prices, DEFAULT_PRICES)
 
-    def note(self, event: UsageEvent) -> UsageEvent:
-        """A request has ended. Returns its row, with its cost."""
+    def note(self, event: UsageEvent, *, named: bool) -> UsageEvent:
+        """A request has ended. Returns its row, with its cost.
+
+        `named`: the model's names are the operator's or an upstream's; any other is what a client has typed, and is
+        not kept.
+        """
         if event.model not in (None, event.upstream_model) and event.model not in self._aliases:
             event = evolve(event, model=event.upstream_model)
-        if event.upstream_model is not None and event.usage is not None:
+        if event.upstream_model is not None and (event.usage is not None or _is_a_request(event)):
             event = evolve(event, cost_micros=self._prices.cost(event.usage, event.upstream_model))
+        if not named:
+            event = evolve(event, model=None, upstream_model=None)
         if self._on:
             self._hand_on(event)
         return event

@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from capi_trio.seats import Seats
     from capi_trio.usage_reports import UsageReports
 
-__all__ = ["answer_reading"]
+__all__ = ["USAGE_PATHS", "answer_reading"]
 
 _MODEL_LISTS: Final = frozenset({b"/v1/models", b"/models"})
 _MODEL_PREFIXES: Final = (b"/v1/models/", b"/models/")
 _SEAT_USAGE: Final = b"/usage"
-_OWN_USAGE: Final = b"/v1/usage"
+USAGE_PATHS: Final = frozenset({b"/v1/usage"})
 _NOWHERE: Final = Problem(
     404,
     "unknown_route",
@@ -58,7 +58,7 @@ async def answer_reading(
         await request.respond(200, JSON, encode_models(catalog.listed(partial(may_call, key))))
     elif path == _SEAT_USAGE:
         await _answer_seat_usage(request, key, seats)
-    elif path == _OWN_USAGE and usage is not None:
+    elif path in USAGE_PATHS and usage is not None:
         await _answer_own_usage(request, key, usage)
     else:
         await _answer_model(request, key, catalog)
@@ -67,7 +67,7 @@ async def answer_reading(
 def _is_here(path: bytes, seats: Seats, usage: UsageReports | None) -> bool:
     if path == _SEAT_USAGE:
         return seats.have_identities
-    if path == _OWN_USAGE:
+    if path in USAGE_PATHS:
         return usage is not None
     return path in _MODEL_LISTS or path.startswith(_MODEL_PREFIXES)
 

@@ -77,6 +77,7 @@ class RelayResult:
     upstream_failure: str | None
     queue_ms: float | None
     identity: str | None
+    asked: bool
 
 
 class _Phase(enum.Enum):
@@ -241,11 +242,14 @@ class Relay:
             request, self._next = self._next, None
             self._timeouts = self._timeouts_of(request.upstream)
             self._enter(_Phase.QUEUED)
+            self._slot = self._identity = self._answered_at = None
             self._failure, self._upstream_failure = Failure.TIMEOUT, None
             await self._ask_one(request)
         if self._drains and self._exchange.state is not State.DONE:
             self._exchange.client_gone()
-            self._emit([EndResponse()])  # so that the writer ends
+            self._outbox_state = _Outbox.SENT  # there is nobody to send it to
+            self._to_write.unpark_all()
+            self._room.unpark_all()
 
     async def _ask_one(self, request: SendRequest) -> None:
         with trio.CancelScope() as self._asking:
@@ -382,4 +386,6 @@ class Relay:
         first = None if self._first_byte is None else (self._first_byte - self._began) * 1000
         latency = (trio.current_time() - self._began) * 1000
         queue_ms = None if self._slot is None else self._slot.waited_s * 1000
-        return RelayResult(record, first, latency, self._upstream_failure, queue_ms, self._identity)
+        return RelayResult(
+            record, first, latency, self._upstream_failure, queue_ms, self._identity, self._asked_at is not None
+        )

@@ -7,25 +7,28 @@ from typing import TYPE_CHECKING, Final
 
 from attrs import define, field
 
-from capi_core.gate_events import PauseCause
+from capi_core.gate_events import GateLimits, PauseCause
 from capi_core.headers import retry_after_s
 from capi_trio.slots import SlotRefusedError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from capi_core.config import LimitsConfig
     from capi_core.errors import Problem
     from capi_core.headers import Headers
     from capi_trio.slots import Slot, Slots
     from capi_trio.upstream import UpstreamTarget
 
-__all__ = ["NoSeatError", "Seat", "hold"]
+__all__ = ["NoSeatError", "Seat", "gate_limits", "hold"]
 
 _PAUSING: Final = frozenset({429, 503, 529})
 """What an upstream says when it wants to be left alone (529: Anthropic's "overloaded"); then `retry-after` is about all
 requests."""
-_REFUSING: Final = frozenset({403, 429})
-"""What it says to those that it may take for abusers."""
+_TOO_MANY: Final = 429
+"""What it says to those that it may take for abusers, when it does not say until when; a seat's is also:"""
+_FORBIDDEN: Final = 403
+_LEAST_REFUSALS: Final = 5
 
 
 class NoSeatError(Exception):
@@ -53,7 +56,8 @@ class Seat:
         pause = retry_after_s(headers, self.now_s()) if status in _PAUSING else None
         if pause:
             self.slots.pause(pause, PauseCause.RETRY_AFTER)
-        if status in _REFUSING:
+        refused = status == _TOO_MANY or (status == _FORBIDDEN and self.identity is not None)
+        if refused and not pause:
             self.slots.upstream_refused()
 
     def may_renew(self) -> bool:
@@ -62,6 +66,16 @@ class Seat:
 
     async def renew(self) -> None:
         """Gets it. Raises `NoSeatError`."""
+
+
+def gate_limits(cap: int, limits: LimitsConfig) -> GateLimits:
+    """The limits of a gate of `cap` slots. All that are in flight at once may be refused for one reason."""
+    return GateLimits(
+        cap=cap,
+        max_queued=limits.max_queued_per_identity,
+        queue_timeout_s=limits.queue_timeout_s,
+        abuse_refusals=max(_LEAST_REFUSALS, cap + 1),
+    )
 
 
 @asynccontextmanager

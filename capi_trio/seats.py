@@ -10,8 +10,7 @@ from __future__ import annotations
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from capi_core.gate_events import GateLimits
-from capi_trio.seat import Seat, hold
+from capi_trio.seat import Seat, gate_limits, hold
 from capi_trio.slots import Slots
 
 if TYPE_CHECKING:
@@ -56,9 +55,7 @@ class Seats:
         for name in self._slots.keys() - caps.keys():
             self._retired[name] = self._slots.pop(name)
         for name, cap in caps.items():
-            gate = GateLimits(
-                cap=cap, max_queued=limits.max_queued_per_identity, queue_timeout_s=limits.queue_timeout_s
-            )
+            gate = gate_limits(cap, limits)
             slots = self._slots.get(name) or self._retired.pop(name, None)
             if slots is None:
                 self._slots[name] = Slots(gate)

@@ -53,6 +53,8 @@ __all__ = ["Caller", "ResponsesSession", "SessionLimits"]
 
 _GOING_AWAY: Final = 1001
 """Why a WebSocket is closed (RFC 6455 7.4.1)."""
+_MOST_ITEMS: Final = 1024
+"""Items of one answer that are kept for the next turn."""
 _CLOSING_S: Final = 1.0
 """How long a client may take to answer a close frame."""
 
@@ -259,6 +261,19 @@ class _Last(msgspec.Struct):
     response: msgspec.Raw
 
 
+class _Output(msgspec.Struct):
+    output: list[msgspec.Raw] = []
+
+
+class _Item(msgspec.Struct):
+    type: str
+    item: msgspec.Raw
+    output_index: int = 0
+
+
+_ITEM: Final = msgspec.json.Decoder(_Item)
+_ITEM_DONE: Final = "response.output_item.done"
+_OUTPUT: Final = msgspec.json.Decoder(_Output)
 _LAST: Final = msgspec.json.Decoder(_Last)
 _RESPONSE: Final = msgspec.json.Decoder(_Response)
 _LAST_TYPES: Final = frozenset({"response.completed", "response.incomplete"})
@@ -292,6 +307,7 @@ class _Turn:
         self._frames = FrameEncoder(stream_id=stream_id, max_event_bytes=max_event_bytes)
         self._status = 0
         self._error = bytearray()
+        self._items: dict[int, bytes] = {}
 
     async def receive(self) -> ASGIReceiveEvent:
         """There is no body to read: the next that comes of this client is its end."""
@@ -321,9 +337,18 @@ class _Turn:
         return encode_error_frame(problem, stream_id=self._stream_id)
 
     def _note(self, text: str) -> None:
-        if not any(kind in text for kind in _LAST_TYPES):  # a look at most frames, a decode of few
-            return
         with suppress(msgspec.DecodeError, RecursionError):  # the upstream's own kind of event
-            last = _LAST.decode(text)
-            if last.type in _LAST_TYPES:
-                self.response = _Said(_RESPONSE.decode(last.response).id, bytes(last.response))
+            if any(kind in text for kind in _LAST_TYPES):  # a look at most frames, a decode of few
+                last = _LAST.decode(text)
+                if last.type in _LAST_TYPES:
+                    self.response = _Said(_RESPONSE.decode(last.response).id, self._whole(bytes(last.response)))
+            elif _ITEM_DONE in text:
+                done = _ITEM.decode(text)
+                if done.type == _ITEM_DONE and len(self._items) < _MOST_ITEMS:
+                    self._items[done.output_index] = bytes(done.item)
+
+    def _whole(self, response: bytes) -> bytes:
+        """The response with its output: some servers leave that out of the last event (wire.md 1.7)."""
+        if not self._items or _OUTPUT.decode(response).output:
+            return response
+        return b'{"output":[%b]}' % b",".join(item for _, item in sorted(self._items.items()))

@@ -74,7 +74,10 @@ def cut(inputs: list[Input]) -> list[Input]:
 
 
 def run(inputs: list[Input], operation: Operation) -> tuple[Exchange, Client]:
-    exchange, client = Exchange(operation, Settings(CATALOG, limits=LIMITS, hidden=(SECRET,)), request_id="r"), Client()
+    exchange, client = (
+        Exchange(operation, Settings(CATALOG, limits=LIMITS, hidden=lambda: (SECRET,)), request_id="r"),
+        Client(),
+    )
     for given in inputs:
         before = exchange.state
         try:

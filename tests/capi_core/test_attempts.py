@@ -108,3 +108,7 @@ def test_embeddings_and_counts_have_their_attempts_too() -> None:
 )
 def test_another_upstream_helps_against_what_is_this_ones_fault(why: int | Failure, expected: bool) -> None:
     assert may_fall_back(why) is expected
+
+
+def test_without_being_told_there_are_no_secrets_to_hide() -> None:
+    assert Settings(CATALOG).hidden() == ()

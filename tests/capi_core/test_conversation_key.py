@@ -23,6 +23,27 @@ def test_a_conversation_keeps_its_key_as_it_grows(protocol: Protocol) -> None:
     assert key(protocol, FIRST) != key(protocol, MORE[1])
 
 
+def test_marks_that_move_from_turn_to_turn_change_nothing() -> None:
+    """Claude Code marks the last message of the user for the cache: the first one, in the first request."""
+    text = {"type": "text", "text": "first words"}
+    marked = {"role": "user", "content": [text | {"cache_control": {"type": "ephemeral"}}]}
+    assert key(Protocol.MESSAGES, marked) == key(Protocol.MESSAGES, {"role": "user", "content": [text]}, *MORE)
+    image = {"role": "user", "content": [{"type": "image", "source": {}}, text]}
+    assert key(Protocol.MESSAGES, image) != key(Protocol.MESSAGES, marked)
+    assert key(Protocol.MESSAGES, {"role": "user"}) is not None
+
+
+def test_the_clients_own_word_for_a_conversation_comes_first() -> None:
+    """Sessions of Codex in one directory begin alike."""
+    keys = {
+        conversation_key(Protocol.RESPONSES, b'{"prompt_cache_key":"%b","input":"hello"}' % name)
+        for name in (b"a", b"b")
+    }
+    assert len(keys) == 2
+    no_text = conversation_key(Protocol.RESPONSES, b'{"prompt_cache_key":5,"input":"hello"}')
+    assert no_text == conversation_key(Protocol.RESPONSES, b'{"input":"hello"}')
+
+
 def test_a_text_as_input_is_its_own_key() -> None:
     hello = conversation_key(Protocol.RESPONSES, b'{"input":"hello"}')
     assert hello is not None

@@ -69,7 +69,7 @@ Script = list[Input | Expected]
 
 def exchange(operation: Operation = Operation.CHAT, **ask_usage: bool) -> Exchange:
     traits = {name: UpstreamTraits(ask_usage=asked) for name, asked in ask_usage.items()}
-    settings = Settings(CATALOG, traits, limits=LIMITS, hidden=(SECRET, b""))
+    settings = Settings(CATALOG, traits, limits=LIMITS, hidden=lambda: (SECRET, b""))
     return Exchange(operation, settings, request_id="req_1")
 
 
@@ -866,7 +866,7 @@ DOCUMENT = Head(200, JSON_HEADERS)
 def between(client: Protocol, upstream: Protocol, *, strict: bool = False) -> Exchange:
     """An exchange of a client with an upstream that speaks one protocol."""
     known = {"lab": UpstreamTraits(protocols=(upstream,), strict_fidelity=strict)}
-    return Exchange(OPERATIONS[client], Settings(CATALOG, known, hidden=(SECRET,)), request_id="req_1", now_s=9)
+    return Exchange(OPERATIONS[client], Settings(CATALOG, known, hidden=lambda: (SECRET,)), request_id="req_1", now_s=9)
 
 
 def asking(client: Protocol, *, stream: bool = True, **members: object) -> Request:

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 from typing import Final
 
+import attrs
 import httpx
 import msgspec
 import pytest
@@ -29,6 +30,7 @@ from capi_trio.access import ANONYMOUS, Access, Door, OpenDoor
 from capi_trio.admission import OPEN_ADMISSION, Admission, AdmissionRefusedError, Asked, NotAdmitted
 from capi_trio.app import Gateway, Snapshot
 from capi_trio.budgeting import Budgets, Ticket
+from capi_trio.metering import Note
 from capi_trio.perimeter import Perimeter, parse_network
 from capi_trio.seat import Seat
 from capi_trio.seats import Seats
@@ -94,7 +96,7 @@ class World:
         self,
         snapshot: Callable[[], Awaitable[Snapshot]],
         admission: Admission = OPEN_ADMISSION,
-        note: Callable[[UsageEvent], UsageEvent] = lambda event: event,
+        note: Note = lambda event, *, named: event,
     ) -> Gateway:
         return Gateway(
             note=note,
@@ -737,8 +739,10 @@ async def test_over_its_rate_a_key_is_told_when_to_come_again(autojump_clock: Mo
     async with behind(Doorman(over_rate=True)).open() as world:
         refused = await world.client.request("POST", "/v1/chat/completions", ASK, WITH_KEY)
         listed = await world.client.request("GET", "/v1/models", b"", WITH_KEY)
+        reported = await world.client.request("GET", "/v1/usage", b"", WITH_KEY)
     assert (refused.status, error(refused).code) == (429, "rate_limit_exceeded")
     assert refused.headers["retry-after"] == "7"
+    assert (reported.status, error(reported).code) == (429, "rate_limit_exceeded")  # it costs a query
     assert listed.status == 200
     assert world.account["outcome"] == "refused_rate"
 
@@ -806,8 +810,8 @@ async def test_each_request_for_an_upstream_has_to_be_let_in(autojump_clock: Moc
 
 
 def _noting(world: World, events: list[UsageEvent]) -> Gateway:
-    def note(event: UsageEvent) -> UsageEvent:
-        events.append(event)
+    def note(event: UsageEvent, *, named: bool) -> UsageEvent:
+        events.append(event if named else attrs.evolve(event, model=None, upstream_model=None))
         return event
 
     return world.gateway_with(world.snapshot, note=note)

@@ -109,7 +109,7 @@ async def test_refusals_in_a_row_cool_down(autojump_clock: MockClock) -> None:
     book = seats(4)
     async with take(book, "a") as seat:
         for _ in range(5):
-            seat.heard(403, ())
+            seat.heard(429, ())
     assert book.snapshots()["up"].pause_left_s == 60
 
 
