@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from capi_core.headers import Headers
 
-__all__ = ["CLOSE_S", "ClosedError", "Connection", "Endpoint", "RefusedError", "hold", "open_stream"]
+__all__ = ["CLOSE_S", "Connection", "Endpoint", "RefusedError", "UnsentError", "hold", "open_stream"]
 
 CLOSE_S: Final = 1.0
 _HANDSHAKE_S: Final = 10.0
@@ -78,8 +78,8 @@ class RefusedError(Exception):
         return cls(leaf.status_code, tuple(leaf.headers), leaf.body or b"")
 
 
-class ClosedError(UpstreamFailedError):
-    """The connection ended where a frame was due."""
+class UnsentError(UpstreamFailedError):
+    """The connection ended before the whole request was on it: whoever is at the other end cannot have begun it."""
 
 
 class Connection:
@@ -126,12 +126,12 @@ class Connection:
     # -- a request ------------------------------------------------------------------------------------------------
 
     async def ask(self, frame: str) -> UpstreamFrame:
-        """Sends the request; returns the first frame. Raises `UpstreamFailedError`."""
+        """Sends the request; returns the first frame. Raises `UnsentError`, or `UpstreamFailedError` once it is sent."""
         with self.ending():
             try:
                 await self._websocket.send_message(frame)
             except Exception as error:  # trio-websocket lets its engine's through, while a connection is being closed
-                raise ClosedError(Failure.BROKEN, type(error).__name__) from None
+                raise UnsentError(Failure.BROKEN, type(error).__name__) from None
             return await self.receive()
 
     async def receive(self) -> UpstreamFrame:
@@ -144,7 +144,7 @@ class Connection:
             code = closed.reason.code if closed.reason else _ABNORMAL
             if code == _TOO_BIG:
                 raise UpstreamFailedError(Failure.BROKEN, "a frame is too big") from None
-            raise ClosedError(Failure.BROKEN, f"closed with {code}") from None
+            raise UpstreamFailedError(Failure.BROKEN, f"closed with {code}") from None
 
     # -- between requests -----------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from capi_core.exchange import ExchangeLimits, Operation
 from capi_core.protocols.responses.errors import encode_error
 from capi_core.protocols.responses.upstream_frames import encode_create
 from capi_trio.upstream import UpstreamResponse, address_of
-from capi_trio.upstream_connection import ClosedError, Endpoint, RefusedError, hold, open_stream
+from capi_trio.upstream_connection import Endpoint, RefusedError, UnsentError, hold, open_stream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -137,7 +137,7 @@ class SocketUpstream:
         return _document(problem.status, ((b"content-type", b"application/json"), *headers), encode_error(problem))
 
     async def _begin(self, endpoint: Endpoint, frame: str) -> tuple[Connection, UpstreamFrame]:
-        """Asks; a second time when all that came back was that a connection's time is up."""
+        """Asks; a second time only when the first was surely not begun, for it would be billed too (RFC 9110 9.2.2)."""
         reused = await self._take(endpoint)
         try:
             connection = reused or await self._open(endpoint)
@@ -145,7 +145,7 @@ class SocketUpstream:
             if not first.is_error or first.problem()[0].code != _LIMIT_REACHED:
                 return connection, first
             connection.end()
-        except ClosedError:
+        except UnsentError:
             if reused is None:  # a new one has no past to blame
                 raise
         connection = await self._open(endpoint)

@@ -306,6 +306,7 @@ class _Turn:
         self._gone = gone
         self._frames = FrameEncoder(stream_id=stream_id, max_event_bytes=max_event_bytes)
         self._status = 0
+        self._headers: Headers = ()
         self._error = bytearray()
         self._items: dict[int, bytes] = {}
 
@@ -318,6 +319,7 @@ class _Turn:
         match message["type"]:
             case "http.response.start":
                 self._status = message["status"]
+                self._headers = tuple(message["headers"])
             case "http.response.body" if self._status == http.HTTPStatus.OK:
                 for text in self._frames.receive_data(message["body"]):
                     self._note(text)
@@ -334,7 +336,7 @@ class _Turn:
         problem = CODECS[Protocol.RESPONSES].decode_error(bytes(self._error), self._status)
         if problem is None:
             raise AssertionError("a refusal has the shape of an error")
-        return encode_error_frame(problem, stream_id=self._stream_id)
+        return encode_error_frame(problem, headers=self._headers, stream_id=self._stream_id)
 
     def _note(self, text: str) -> None:
         with suppress(msgspec.DecodeError, RecursionError):  # the upstream's own kind of event

@@ -22,7 +22,7 @@ from typing_extensions import override
 
 from capi_core.exchange import Failure, Operation, SendRequest
 from capi_trio.upstream import Address, Secret, UpstreamClient, UpstreamFailedError, UpstreamTarget
-from capi_trio.upstream_connection import ClosedError, Connection, Endpoint, RefusedError, hold, open_stream
+from capi_trio.upstream_connection import Connection, Endpoint, RefusedError, UnsentError, hold, open_stream
 from capi_trio.upstream_socket import SocketUpstream
 from tests.support.socket_peer import CUT, Link, Peer, Script, answer, event, talk
 
@@ -67,7 +67,7 @@ async def test_the_head_of_a_handshake(autojump_clock: MockClock) -> None:
 async def test_one_that_ended_takes_no_request(autojump_clock: MockClock) -> None:
     async with connected(talk(before=[CUT])) as (connection, _):
         await trio.sleep(1)
-        with pytest.raises(ClosedError, match="broken: ConnectionClosed"):
+        with pytest.raises(UnsentError, match="broken: ConnectionClosed"):
             await connection.ask(FRAME)
         assert not await connection.lives()
 
@@ -93,7 +93,7 @@ async def test_frames_that_wait_are_read_before_the_end(autojump_clock: MockCloc
         await trio.sleep(1)
         kinds += [(await connection.receive()).type for _ in answer()[1:]]
         assert kinds == ["response.created", "response.output_text.delta", "response.completed"]
-        with pytest.raises(ClosedError, match="closed with 1006"):
+        with pytest.raises(UpstreamFailedError, match="closed with 1006"):
             await connection.receive()
 
 

@@ -28,6 +28,7 @@ from capi_trio.upstream import (
     UpstreamSource,
     UpstreamTarget,
 )
+from capi_trio.upstream_connection import Connection
 from capi_trio.upstream_socket import SocketUpstream
 from tests.support.fakes import FakeUpstream, Reply
 from tests.support.socket_peer import CUT, Close, Link, Peer, Script, Step, answer, event, raw, refuse, talk
@@ -388,21 +389,32 @@ async def test_a_frame_that_nobody_asked_for_is_no_part_of_the_next_answer(autoj
 
 
 @pytest.mark.parametrize("end", [Close(), CUT], ids=["closed", "cut"])
-async def test_a_used_connection_that_ends_before_it_answers_is_replaced_once(
+async def test_a_used_connection_that_takes_a_request_and_ends_is_not_asked_again(
     autojump_clock: MockClock, end: Step
 ) -> None:
-    async with session(talk(answer(), [end]), talk([end]), talk(answer("b"))) as (asking, peer):
+    """It may have begun to answer, and would bill the answer twice."""
+    async with session(talk(answer(), [end]), talk(answer("b"))) as (asking, peer):
         await ask(asking)
         assert (await failure(asking))[0] is Failure.BROKEN
-        assert len(peer.links) == 2
+        assert len(peer.links) == 1
         assert await ask(asking) == (200, sse(*answer("b")))
-    assert [len(link.asked) for link in peer.links] == [2, 1, 1]
+    assert [len(link.asked) for link in peer.links] == [2, 1]
 
 
-async def test_a_used_connection_that_ends_before_it_answers_costs_nothing_else(autojump_clock: MockClock) -> None:
-    async with session(talk(answer(), [CUT]), talk(answer("b"))) as (asking, _):
+async def test_a_request_that_a_used_connection_never_took_is_asked_on_another(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The connection ended between the look at it and the sending."""
+
+    async def lives(_: Connection) -> bool:
+        return True
+
+    monkeypatch.setattr(Connection, "lives", lives)
+    async with session(talk(answer(), between=[1.0, CUT]), talk(answer("b"))) as (asking, peer):
         await ask(asking)
+        await trio.sleep(2)
         assert await ask(asking) == (200, sse(*answer("b")))
+    assert [len(link.asked) for link in peer.links] == [1, 1]
 
 
 async def test_a_used_connection_that_ends_within_its_answer_is_not_asked_again(autojump_clock: MockClock) -> None:

@@ -276,16 +276,15 @@ async def test_what_waits_is_dropped_when_the_client_leaves(autojump_clock: Mock
 async def test_an_upstream_that_breaks_is_told_of_and_the_connection_goes_on(autojump_clock: MockClock) -> None:
     gone = Reply([numbered([CREATED]), httpx.ReadError("reset")])
     unreachable = httpx.ConnectError("refused")
-    world = World(
-        gone, unreachable, fakes.json_reply({"error": {"message": "slow", "code": "busy"}}, 429), Reply([said("x")])
-    )
+    busy = fakes.json_reply({"error": {"message": "slow", "code": "busy"}}, 429, ("retry-after", "7"))
+    world = World(gone, unreachable, busy, Reply([said("x")]))
     async with world.open() as socket:
         frames = await socket.turn(input="1")
         assert frames[-1]["type"] == "response.failed" or code(frames[-1])
         refused = (await socket.turn(input="2", stream_id="s"))[-1]
         assert (code(refused), refused["status"], refused["stream_id"]) == ("upstream_unreachable", 502, "s")
         limited = (await socket.turn(input="3"))[-1]
-        assert (code(limited), limited["status"]) == ("busy", 429)
+        assert (code(limited), limited["status"], limited["headers"]) == ("busy", 429, {"retry-after": "7"})
         assert (await socket.turn(input="4"))[-1]["type"] == "response.completed"
     assert world.outcomes == ["upstream_broke", "upstream_unreachable", "upstream_error", "ok"]
 

@@ -14,6 +14,7 @@ import msgspec
 from attrs import field, frozen
 
 from capi_core.errors import Problem, ProtocolError
+from capi_core.headers import Headers, client_response_headers
 from capi_core.members import JSONObject, MembersError, decode
 from capi_core.protocols.openai import decode_string, json_string
 from capi_core.protocols.reading import read_json
@@ -94,11 +95,21 @@ def _lane(document: JSONObject) -> str | None:
     return lane if lane is not None and len(lane) <= _MOST_STREAM_ID else None
 
 
-def encode_error_frame(problem: Problem, *, stream_id: str | None = None, sequence_number: int | None = None) -> str:
-    """The frame that tells of a problem: nested, unlike the event `error` of a stream."""
+def encode_error_frame(
+    problem: Problem, *, headers: Headers = (), stream_id: str | None = None, sequence_number: int | None = None
+) -> str:
+    """The frame that tells of a problem: nested, unlike the event `error` of a stream.
+
+    `headers`: of the answer that the frame stands for. Those that say when to try again have no other place here.
+    """
+    if problem.retry_after_s is not None:
+        headers = ((b"retry-after", b"%d" % problem.retry_after_s),)
+    told = {name.decode(): value.decode() for name, value in client_response_headers(headers)}
     kind = "invalid_request_error" if problem.status < 500 else "server_error"
     error = {"type": kind, "code": problem.code, "message": problem.message, "param": problem.param}
     frame: dict[str, object] = {"type": "error", "status": problem.status, "error": error}
+    if told:
+        frame["headers"] = told
     if sequence_number is not None:
         frame["sequence_number"] = sequence_number
     if stream_id is not None:

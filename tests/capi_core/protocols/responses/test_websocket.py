@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capi_core.errors import Problem, ProtocolError
+from capi_core.headers import Headers
 from capi_core.protocols.responses.websocket import (
     FrameEncoder,
     FrameError,
@@ -62,6 +63,18 @@ def test_an_error_frame_tells_what_is_known() -> None:
         "error": {"type": "server_error", "code": "c", "message": "m", "param": "p"},
         "sequence_number": 4,
     }
+
+
+@pytest.mark.parametrize(
+    ("problem", "headers", "told"),
+    [
+        (Problem(429, "c", "m", retry_after_s=7), (), {"retry-after": "7"}),
+        (Problem(429, "c", "m"), ((b"retry-after-ms", b"70"), (b"x-request-id", b"i")), {"retry-after-ms": "70"}),
+        (Problem(429, "c", "m"), ((b"retry-after", b"\xff"),), None),
+    ],
+)
+def test_an_error_frame_says_when_to_try_again(problem: Problem, headers: Headers, told: object) -> None:
+    assert json.loads(encode_error_frame(problem, headers=headers)).get("headers") == told
 
 
 @pytest.mark.parametrize("lane", [None, "l"])
