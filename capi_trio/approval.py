@@ -23,7 +23,7 @@ from capi_core.commands import Operation
 from capi_core.errors import Problem
 from capi_core.keys import mask_keys
 from capi_trio.logs import get_logger
-from capi_trio.terminal import NoTerminalError
+from capi_trio.terminal import NoTerminalError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -214,5 +214,5 @@ _TOO_MANY: Final = Problem(
 
 def _shown(text: str) -> str:
     """Somebody will paste a key there, or what moves a cursor."""
-    printable = "".join(letter if letter.isprintable() else "?" for letter in mask_keys(text))
-    return printable if len(printable) <= _SHOWN else f"{printable[:_SHOWN]}..."
+    shown = printable(mask_keys(text))
+    return shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}..."

@@ -16,7 +16,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["NoTerminalError", "Terminal", "Tty", "check_terminal", "open_terminal"]
+__all__ = ["NoTerminalError", "Terminal", "Tty", "check_terminal", "open_terminal", "printable"]
 
 _STDIN: Final = 0
 _STDOUT: Final = 1
@@ -80,6 +80,11 @@ class Tty:
             termios.tcflush(self._descriptor, termios.TCIFLUSH)
         except termios.error:
             return  # the terminal was closed: reading will tell
+
+
+def printable(text: str) -> str:
+    """The text with a `?` for each character that would command a terminal instead of being seen."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def check_terminal() -> None:

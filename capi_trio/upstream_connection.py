@@ -126,7 +126,7 @@ class Connection:
     # -- a request ------------------------------------------------------------------------------------------------
 
     async def ask(self, frame: str) -> UpstreamFrame:
-        """Sends the request; returns the first frame. Raises `UnsentError`, or `UpstreamFailedError` once it is sent."""
+        """Sends the request; returns its first frame. Raises `UnsentError`, then `UpstreamFailedError`."""
         with self.ending():
             try:
                 await self._websocket.send_message(frame)

@@ -7,6 +7,7 @@ here holds a secret.
 from __future__ import annotations
 
 import click
+from typing_extensions import override
 
 from capi_core import __version__
 from capi_trio.cli.admin import admin_commands
@@ -28,7 +29,19 @@ from capi_trio.cli.usage import usage_report_command
 __all__ = ["main"]
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class _Commands(click.Group):
+    """Ctrl-C ends any command as click has it, also when it comes out of a nursery, in a group."""
+
+    @override
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except* KeyboardInterrupt:
+            pass
+        raise click.Abort
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="capi")
 def main() -> None:
     """A self-hosted LLM gateway for a small team."""

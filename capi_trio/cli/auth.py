@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -149,18 +150,10 @@ def _name_for(login: str) -> str:
 
 
 def _carried_out(wish: _Wish) -> _Outcome:
-    """What came of it. Ends the process when nothing did, also by Ctrl-C."""
-    found: _Outcome | Denied | Expired | Failed | TokenProblem | None = None
-    writer = logs.configure()
-    try:
+    """What came of it. Ends the process when nothing did."""
+    with closing(logs.configure()):
         found = trio.run(_link, wish)
-    except* KeyboardInterrupt:  # out of a nursery it comes as a group
-        pass
-    finally:
-        writer.close()
     match found:
-        case None:
-            raise click.Abort
         case _Outcome():
             return found
         case TokenProblem():

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
-from capi_trio import logs
 from capi_trio.cli.identity_tables import all_identities, all_usage, one_identity
 from capi_trio.cli.operate import operate
 from capi_trio.cli.options import data_dir_option, database_option, json_option, refuse, warn
@@ -86,16 +85,7 @@ def show(name: str, data_dir: Path, database: str | None, as_json: bool) -> None
 @json_option
 def usage_command(name: str | None, data_dir: Path, database: str | None, as_json: bool) -> None:
     """Ask GitHub what is left of each identity's seat, or of one. Exit code 1 when it does not say for all."""
-    answer = None
-    writer = logs.configure()
-    try:
-        answer = operate(data_dir, ShowSeatUsage(name), database=database)
-    except* KeyboardInterrupt:  # out of a nursery it comes as a group
-        pass
-    finally:
-        writer.close()
-    if answer is None:
-        raise click.Abort
+    answer = operate(data_dir, ShowSeatUsage(name), database=database)
     found = answer.identities if isinstance(answer, SeatUsageAnswer) else []
     click.echo(msgspec.json.encode(found).decode() if as_json else all_usage(found))
     for one in found:

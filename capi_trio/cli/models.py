@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -23,6 +24,7 @@ from capi_trio.cli.options import (
     refuse_config,
     warn,
 )
+from capi_trio.cli.tables import columns
 from capi_trio.configfile import upstream_targets
 from capi_trio.upstream import UpstreamClient
 
@@ -63,11 +65,8 @@ def models_command(data_dir: Path, config_file: Path | None, as_json: bool) -> N
         targets = upstream_targets(config, os.environ, base_dir=path.parent, demo_urls={})
     except ConfigError as error:
         refuse_config(path, error)
-    writer = logs.configure()
-    try:
+    with closing(logs.configure()):
         catalog = trio.run(_ask, config, targets)
-    finally:
-        writer.close()
     rows = _rows(catalog)
     click.echo(msgspec.json.encode(rows).decode() if as_json else _table(rows))
     if catalog.upstreams and all(upstream.models is None for upstream in catalog.upstreams):
@@ -93,8 +92,5 @@ def _rows(catalog: Catalog) -> list[_Row]:
 def _table(rows: list[_Row]) -> str:
     if not rows:
         return "No model can be called. Add an upstream, or an alias, to the configuration (docs/configuration.md)."
-    width = max(len("MODEL"), *(len(row.model) for row in rows))
-    lines = [
-        f"{row.model:<{width}}  {row.upstream}: {row.upstream_model}{'  (alias)' if row.alias else ''}" for row in rows
-    ]
-    return "\n".join([f"{'MODEL':<{width}}  LEADS TO", *lines])
+    cells = [(row.model, f"{row.upstream}: {row.upstream_model}", "(alias)" if row.alias else "") for row in rows]
+    return columns([("MODEL", "LEADS TO", ""), *cells])

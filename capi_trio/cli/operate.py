@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
 from typing import TYPE_CHECKING
 
 import trio
 
 from capi_core.config import Config, ConfigError
+from capi_trio import logs
 from capi_trio.cli.options import config_path, fail, prepare_data_dir, refuse
 from capi_trio.clock import now_ms, random_bytes
 from capi_trio.configfile import load
@@ -57,7 +58,7 @@ def server_status(data_dir: Path) -> ServerStatus | None:
 def _operate_here(data_dir: Path, command: Command, database: str | None) -> Answer:
     prepare_data_dir(data_dir)
     try:
-        with DirectoryLock.take(data_dir, timeout_s=_LOCK_S) as lock:
+        with DirectoryLock.take(data_dir, timeout_s=_LOCK_S) as lock, closing(logs.configure()):
             return trio.run(_run, lock, command, database, _config(data_dir))
     except DirectoryLocked as error:
         answer = ask(data_dir, command)  # a server that has started in the meantime

@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from capi_trio.terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -12,7 +14,11 @@ __all__ = ["columns", "instant"]
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """The rows in columns as wide as they must be. All have as many cells as the first; there is at least one row."""
+    """The rows in columns as wide as they must be. All have as many cells as the first; there is at least one row.
+
+    What an upstream calls its models, or a login, cannot command the terminal.
+    """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from trio.testing import MockClock
 
 from capi_core.github import TokenProblem
-from capi_trio.cli import auth
+from capi_trio.cli import auth, main
 from capi_trio.demo.github import CLIENT_ID, Call, Decision, DemoGitHub, Trouble
 from capi_trio.identity_operations import IdentityStatus
 from capi_trio.token_files import TOKENS_NAME, TokenFiles
@@ -37,7 +37,7 @@ class Terminal:
 
     def run(self, *arguments: str, host: str = BASE, client_id: str = CLIENT_ID) -> Result:
         common = ("--host", host, "--client-id", client_id, "--data-dir", str(self.directory))
-        return CliRunner(env={"CAPI_DATABASE": None}).invoke(auth.auth_command, [*common, *arguments])
+        return CliRunner(env={"CAPI_DATABASE": None}).invoke(main, ["auth", *common, *arguments])
 
     def refused(self, *arguments: str, code: int, host: str = BASE) -> str:
         """Why it is refused (2) or fails (1); what it said before that is for people."""

@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import pytest
 import structlog
+import trio
 from click.testing import CliRunner, Result
 
 from capi_trio.cli import main, models
@@ -47,7 +48,7 @@ def test_it_tells_each_model_and_where_it_leads(run: Run) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "MODEL  LEADS TO",
-        "fast   up: m-1  (alias)",
+        "fast   up: m-1   (alias)",
         "m-1    up: m-1",
         "m-2    up: m-2",
     ]
@@ -63,6 +64,21 @@ def test_programs_get_json(run: Run) -> None:
     ]
 
 
+def test_ctrl_c_while_an_upstream_is_asked_shows_no_traceback(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of a nursery it comes as a group of one."""
+    for error in (KeyboardInterrupt(), BaseExceptionGroup("", [KeyboardInterrupt()])):
+
+        async def interrupted(*_: object, raised: BaseException = error) -> None:
+            await trio.lowlevel.checkpoint()
+            raise raised
+
+        monkeypatch.setattr(models, "_ask", interrupted)
+        result = run(CONFIG)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "Aborted!" in result.stderr
+        assert "Traceback" not in result.output
+
+
 def test_a_strict_gateway_has_its_aliases_only(run: Run) -> None:
     assert [row["model"] for row in msgspec.json.decode(run({**CONFIG, "strict": True}, "--json").stdout)] == ["fast"]
 
@@ -71,7 +87,7 @@ def test_an_upstream_that_cannot_be_asked_is_told(run: Run) -> None:
     """Its aliases can still be called."""
     result = run(CONFIG, reply=httpx.ConnectError("x"))
     assert result.exit_code == 1, "there is no other"
-    assert "fast   up: m-1  (alias)" in result.stdout
+    assert "fast   up: m-1   (alias)" in result.stdout
     assert "m-2" not in result.stdout
     assert "model_list_unavailable" in result.stderr
     assert "unreachable: ConnectError" in result.stderr

@@ -9,6 +9,10 @@ def test_columns_are_as_wide_as_they_must_be_and_lines_have_no_spaces_at_their_e
     assert columns([("A", "B"), ("long", ""), ("", "x")]) == "A     B\nlong\n      x"
 
 
+def test_what_somebody_else_named_does_not_command_the_terminal() -> None:
+    assert columns([("\x1b[2Jgpt", "a\nb\x9bc"), ("é", "x")]) == "?[2Jgpt  a?b?c\né        x"
+
+
 @pytest.mark.parametrize(
     ("ms", "text"),
     [
