@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from capi_core.members import JSONObject, MembersError, decode
+from capi_core.members import JSONObject, MembersError, decode, is_crowded
 from capi_core.protocols.kinds import Protocol
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ class _Turn(msgspec.Struct):
     content: str | list[_Part] | None = None
 
 
+_MOST_TURNS: Final = 1000
+"""Before the user's first. Each costs a reading of its own."""
 _TURNS: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _TURN: Final = msgspec.json.Decoder(_Turn)
 _STRING: Final = msgspec.json.Decoder(str)
@@ -55,7 +57,9 @@ def conversation_key(protocol: Protocol, body: bytes) -> bytes | None:
         turns = document.get(_MEMBERS[protocol]) or b"[]"
         if turns.startswith(b'"'):
             return _digest("text", decode(_STRING, turns)[0])
-        for raw in decode(_TURNS, turns)[0]:
+        if is_crowded(turns):
+            return None
+        for raw in decode(_TURNS, turns)[0][:_MOST_TURNS]:
             turn = decode(_TURN, bytes(raw))[0]
             if turn.role == "user":
                 return _digest("text", *_words(turn))

@@ -241,9 +241,13 @@ class Gate:
         """Requests that wait."""
         return len(self._queue)
 
+    def pause_left_s(self, now: float) -> float:
+        """How much longer it is paused, at `now`: 0 when it is not. Changes nothing."""
+        return 0.0 if self._pause is None else max(0.0, self._pause.until - max(now, self._now))
+
     def snapshot(self, now: float) -> GateSnapshot:
         """The gate at `now`; changes nothing."""
-        left_s = 0.0 if self._pause is None else max(0.0, self._pause.until - max(now, self._now))
+        left_s = self.pause_left_s(now)
         paused = self._switch is GateState.OPEN and left_s > 0
         return GateSnapshot(
             state=GateState.PAUSED if paused else self._switch,

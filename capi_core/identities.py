@@ -11,7 +11,7 @@ for good. The identity's token is no part of the record. Times are integer milli
 import enum
 import re
 from collections.abc import Callable, Collection
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from attrs import evolve, frozen
 
@@ -24,6 +24,8 @@ __all__ = [
     "IdentityEdit",
     "IdentityRecord",
     "IdentityState",
+    "Linked",
+    "Standing",
     "canonical_host",
     "choose",
     "is_identity_name",
@@ -99,6 +101,19 @@ class IdentityRecord:
 # What an operator chooses about an identity.
 
 
+class Linked(Protocol):
+    """The account that an identity is, and whose it is."""
+
+    @property
+    def host(self) -> str: ...
+
+    @property
+    def login(self) -> str | None: ...
+
+    @property
+    def owner(self) -> str | None: ...
+
+
 @frozen(kw_only=True)
 class IdentityDraft:
     """What is chosen when an identity is added. Only what passes `validate` may become a record."""
@@ -122,7 +137,7 @@ class IdentityDraft:
             updated_at=now_ms,
         )
 
-    def mismatch(self, record: IdentityRecord) -> str | None:
+    def mismatch(self, record: Linked) -> str | None:
         """Why this is not the identity of that name, linked again, as the end of a sentence about it; `None` if it is.
 
         The account must be known to be the same. What the draft leaves open may be anything.
@@ -235,24 +250,35 @@ def _text_fault(text: str | Unchanged | None, most: int = 100) -> str | None:
 # Which identity a request rides.
 
 
+class Standing(enum.IntEnum):
+    """What would come of a request to an identity now, the best first."""
+
+    READY = 0
+    PAUSED = 1
+    """It would wait, or be told when to come back."""
+    UNUSABLE = 2
+    """There is no token for it."""
+
+
 def choose(
     identities: Collection[IdentityRecord],
     *,
     owner: str | None,
     identity: str | None,
+    standing: Callable[[str], Standing],
     load: Callable[[str], int],
     sticky: str | None = None,
 ) -> IdentityRecord | Problem:
     """The identity that a request of a key rides, or a 403 `no_identity` that says what the operator can do.
 
     `identities`: the ones that are not removed. `owner` and `identity` are the key's, both `None` where there is no
-    key. `load`: by name, how many requests it has in flight and waiting. `sticky`: the name of the one that served this
-    conversation before.
+    key. By name, `standing`: whether it can serve now; `load`: how many requests it has in flight and waiting.
+    `sticky`: the name of the one that served this conversation before.
 
     A key that names an identity rides no other. Else its owner's identities serve it; the pool (what is shared, and
     what has no owner) only keys whose owner has none: when all of an owner's are stopped, no other seat takes their
-    place. Among those, a stopped one is never chosen, a paused one only when all are; then the sticky one, else the
-    one with the least to do, else the first by name.
+    place. Among those, a stopped one is never chosen, and one that cannot serve now only when none can; then the sticky
+    one, else the one with the least to do, else the first by name.
     """
     bound = _bound_to(identities, identity, owner) if identity is not None else _for_owner(identities, owner)
     if isinstance(bound, Problem):
@@ -261,8 +287,12 @@ def choose(
     if not running:
         names = ", ".join(sorted(record.name for record in bound))
         return _no_identity(f"what serves this key is stopped: {names}. The operator can run: capi identities resume")
-    preferred = [record for record in running if record.state is IdentityState.ACTIVE] or running
-    return min(preferred, key=lambda record: (record.name != sticky, load(record.name), record.name))
+
+    def rank(record: IdentityRecord) -> tuple[Standing, bool, int, str]:
+        least = Standing.PAUSED if record.state is IdentityState.PAUSED else Standing.READY
+        return max(least, standing(record.name)), record.name != sticky, load(record.name), record.name
+
+    return min(running, key=rank)
 
 
 def _bound_to(

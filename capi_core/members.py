@@ -22,7 +22,7 @@ import msgspec
 
 from capi_core.errors import LocalError, ProtocolError
 
-__all__ = ["JSONObject", "MemberRewriter", "MembersError", "decode"]
+__all__ = ["JSONObject", "MemberRewriter", "MembersError", "decode", "is_crowded"]
 
 _T = TypeVar("_T")
 
@@ -30,6 +30,7 @@ _RAW_MEMBERS: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _RAW: Final = msgspec.json.Decoder(msgspec.Raw)
 
 _MOST_MEMBERS: Final = 1_000
+_MOST_COMMAS: Final = 1_000_000
 _UTF8_WINDOW: Final = 1 << 16
 """Bytes decoded at a time: the text of a large body never exists a second time as `str`."""
 
@@ -199,6 +200,12 @@ def _check_utf8(text: bytes) -> None:
     for at in range(0, len(view), _UTF8_WINDOW):
         decode(view[at : at + _UTF8_WINDOW])
     # A character cut off at the very end is left to msgspec: no JSON object ends in one.
+
+
+def is_crowded(value: bytes) -> bool:
+    """Whether a raw value may have a million elements or more, which no client sends: to read each would cost hundreds
+    of megabytes and hold up everybody. One search of the text tells."""
+    return value.count(b",") > _MOST_COMMAS
 
 
 def decode(decoder: msgspec.json.Decoder[_T], text: bytes) -> tuple[_T, bytes]:

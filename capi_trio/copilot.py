@@ -23,7 +23,7 @@ from capi_core.gate_events import PauseCause
 from capi_core.github.copilot_token import TokenRefusal
 from capi_core.github.endpoints import GitHubHost
 from capi_core.github.headers import ClientTraits
-from capi_core.identities import IdentityState, choose
+from capi_core.identities import IdentityState, Standing, choose
 from capi_trio.github.client import GitHubClient, own_traits
 from capi_trio.github.tokens import CopilotTokens, NoTokenError, TokenStatus
 from capi_trio.logs import get_logger
@@ -76,6 +76,12 @@ class _Linked:
     github_token: str = field(default="", repr=False)
     tokens: CopilotTokens | None = None
     running: trio.CancelScope = field(factory=trio.CancelScope)
+
+    @property
+    def standing(self) -> Standing:
+        if self.tokens is None or self.tokens.is_refused:
+            return Standing.UNUSABLE
+        return Standing.PAUSED if self.slots.is_paused else Standing.READY
 
     def unlink(self) -> None:
         """Keeps its token alive no longer."""
@@ -254,9 +260,12 @@ class CopilotSeats:
     @asynccontextmanager
     async def take(self, key: KeyRecord, request: SendRequest, address: str | None) -> AsyncIterator[Seat]:
         """A seat for a request of that key, from a client at that address. Raises `NoSeatError`."""
-        linked = self._choose(key, request)
+        conversation = self._conversation(key, request)
+        linked = self._choose(key, conversation)
         async with hold(linked.slots, key.id) as slot:
             access = await self.access(linked)
+            if conversation is not None:
+                self._remember(conversation, linked.record.name)
             with self._fanout.riding(linked.record.name, key, address):
                 yield _CopilotSeat(
                     self.target(access),
@@ -269,17 +278,20 @@ class CopilotSeats:
                     seats=self,
                 )
 
-    def _choose(self, key: KeyRecord, request: SendRequest) -> _Linked:
-        several = len(self._book.live()) > 1
-        began = conversation_key(request.operation.protocol, request.body) if several else None
+    def _conversation(self, key: KeyRecord, request: SendRequest) -> tuple[str, bytes] | None:
+        """What is remembered to have it stay on its seat; `None` where there is nothing to choose, or to know it by."""
+        if len(self._book.live()) < 2:
+            return None
+        began = conversation_key(request.operation.protocol, request.body)
+        return None if began is None else (key.id, began)
+
+    def _choose(self, key: KeyRecord, conversation: tuple[str, bytes] | None) -> _Linked:
         # By the records of this moment: a name may have been given to another account.
         by_name = {record.name: self._linked[record.id] for record in self._book.live() if record.id in self._linked}
-        chosen = self._pick(key, by_name, None if began is None else self._began_on.get((key.id, began)))
+        chosen = self._pick(key, by_name, None if conversation is None else self._began_on.get(conversation))
         linked = by_name.get(chosen.name)
         if linked is None:  # it has just come
             raise NoSeatError(_unusable(chosen.name))
-        if began is not None:
-            self._remember((key.id, began), chosen.name)
         return linked
 
     def _pick(self, key: KeyRecord, by_name: Mapping[str, _Linked], sticky: str | None) -> IdentityRecord:
@@ -287,6 +299,7 @@ class CopilotSeats:
             self._book.live(),
             owner=key.owner,
             identity=key.identity,
+            standing=lambda name: by_name[name].standing if name in by_name else Standing.UNUSABLE,
             load=lambda name: by_name[name].slots.in_flight + by_name[name].slots.queued if name in by_name else 0,
             sticky=sticky,
         )

@@ -143,8 +143,12 @@ class IdentityBook:
 
     async def load(self) -> None:
         """Reads every identity, and sweeps away what a killed command left half-made. Raises `StorageError`."""
+        await trio.to_thread.run_sync(self._tokens.sweep)
+        await self.reload()
+
+    async def reload(self) -> None:
+        """Reads every identity. Raises `StorageError`."""
         async with self._following:
-            await trio.to_thread.run_sync(self._tokens.sweep)
             self._use(await self._database.read(lambda connection: IdentityRepository(connection).live()))
 
     async def follow(self) -> None:
@@ -156,7 +160,7 @@ class IdentityBook:
         while True:
             await trio.sleep(_FOLLOW_S)
             try:
-                await self.load()
+                await self.reload()
             except StorageError as error:
                 log.warning("identities_not_reloaded", reason=str(error))
 

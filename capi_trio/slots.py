@@ -72,6 +72,11 @@ class Slots:
         """Requests that wait."""
         return self._gate.queued
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether nobody is let in for a while."""
+        return self._gate.pause_left_s(trio.current_time()) > 0
+
     @asynccontextmanager
     async def hold(self, key_id: str) -> AsyncIterator[Slot]:
         """Waits for a slot in the name of a key, and holds it for the block. Raises `SlotRefusedError`.

@@ -91,7 +91,8 @@ PUBLIC: Final[Mapping[str, str]] = {
     "capi_core.headers": "Headers client_response_headers find retry_after_s upstream_request_headers",
     "capi_core.histogram": "Histogram MAX_MS MIN_MS RELATIVE_ERROR",
     "capi_core.identities": """
-        IdentityDraft IdentityEdit IdentityRecord IdentityState canonical_host choose is_identity_name validate
+        IdentityDraft IdentityEdit IdentityRecord IdentityState Linked Standing canonical_host choose
+        is_identity_name validate
     """,
     "capi_core.keys": """
         Budget BudgetPeriod BudgetUnit DEBUG_MAX_MS FieldProblem KEY_PREFIX KeyDraft KeyEdit KeyRecord KeyState
@@ -99,7 +100,7 @@ PUBLIC: Final[Mapping[str, str]] = {
         may_call shown_hash text_fault validate
     """,
     "capi_core.limits": "Buckets Granted RetryAfter TokenBucket problem_rate_limited",
-    "capi_core.members": "JSONObject MemberRewriter MembersError decode",
+    "capi_core.members": "JSONObject MemberRewriter MembersError decode is_crowded",
     "capi_core.model_names": "ModelName find_same",
     "capi_core.pacing": "Go Pacer TooEarly Wait problem_too_early",
     "capi_core.planning": "Answers Plan Planner",

@@ -232,7 +232,8 @@ class DeviceFlow:
         answer = _read(status, body)
         if answer.error == "slow_down":
             self._interval = max(answer.interval or 0, self._interval + _SLOWER_BY_S)
-            return self._wait(now, self._interval)
+            # Before there is a code nothing else ends it.
+            return self._retry(now) if self._device_code is None else self._wait(now, self._interval)
         if answer.error is not None:
             return self._receive_error(answer.error, now)
         if self._state is DeviceFlowState.ASKED:

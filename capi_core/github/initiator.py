@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 
-from capi_core.members import decode
+from capi_core.members import decode, is_crowded
 from capi_core.protocols.kinds import Protocol
 
 if TYPE_CHECKING:
@@ -52,9 +52,7 @@ _WRITTEN_IMAGES: Final = tuple(f'"{kind}"'.encode() for kind in sorted(_IMAGES))
 """In a text, the quotes would be escaped."""
 _HIDDEN_LETTER: Final = re.compile(rb"\\u00[5-7]")
 _MOST_PARTS: Final = 20_000
-_MOST_COMMAS: Final = 1_000_000
-"""Each part costs a reading of its own, and each element of a list some memory: a request of millions of them, which no
-client sends, would hold up everybody. It is judged by its text alone."""
+"""Each part costs a reading of its own."""
 _DEEPEST: Final = 5
 """Levels of parts: a message, a tool's result in it, a document in that, its source, an image in that."""
 
@@ -84,7 +82,7 @@ _PART: Final = msgspec.json.Decoder(_Part)
 def initiator_of(protocol: Protocol, document: JSONObject) -> Initiator:
     """Who began the request `document` of `protocol`. Never raises."""
     value = document.get(_MEMBERS[protocol]) or b""
-    for item in () if _is_crowded(value) else reversed(_items(value)):
+    for item in () if is_crowded(value) else reversed(_items(value)):
         spoken = _read(_SPOKEN, item)
         if spoken is None:
             return Initiator.USER
@@ -103,7 +101,7 @@ def has_images(protocol: Protocol, document: JSONObject) -> bool:
     value = document.get(_MEMBERS[protocol]) or b""
     if not any(kind in value for kind in _WRITTEN_IMAGES) and not _HIDDEN_LETTER.search(value):
         return False
-    if _is_crowded(value):
+    if is_crowded(value):
         return True
     waiting = [(item, 1) for item in _items(value)[:_MOST_PARTS]]
     for _ in range(_MOST_PARTS):
@@ -118,10 +116,6 @@ def has_images(protocol: Protocol, document: JSONObject) -> bool:
         if level < _DEEPEST:
             waiting += [(inner, level + 1) for inner in _inner(part)]
     return True
-
-
-def _is_crowded(value: bytes) -> bool:
-    return value.count(b",") > _MOST_COMMAS
 
 
 def _is_agents(spoken: _Spoken) -> bool:

@@ -26,6 +26,8 @@ COMPLETIONS: Final = "completions"
 _ORDER: Final = (PREMIUM_INTERACTIONS, CHAT, COMPLETIONS)
 _MOST_KINDS: Final = 32
 _MOST_NAME: Final = 64
+_YEAR_10000: Final = 253_402_300_800
+"""Unix seconds: no calendar that shows it goes further."""
 
 
 @frozen
@@ -140,10 +142,10 @@ def _ordered(kinds: Mapping[str, object]) -> list[str]:
 
 def _instant(date: str | float | None) -> float | None:
     """Unix seconds of a date, which starts at midnight UTC, or of an instant (RFC 3339). `None` for what is neither."""
-    if date is None or isinstance(date, float):
-        return date
-    try:
-        found = datetime.fromisoformat(date)
-        return (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
-    except ValueError:
-        return None
+    if isinstance(date, str):
+        try:
+            found = datetime.fromisoformat(date)
+            date = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+        except (ValueError, OverflowError):
+            return None
+    return date if date is not None and 0 <= date < _YEAR_10000 else None

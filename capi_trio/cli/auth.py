@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from capi_core.github import CopilotToken, ShowCode
+    from capi_trio.identity_operations import IdentityStatus
     from capi_trio.upstream import Secret
 
 __all__ = ["auth_command"]
@@ -104,16 +105,16 @@ def auth_command(
     draft = IdentityDraft(name=_ANY_NAME if identity is None else identity, host=host, owner=owner)
     # All that can be refused is, before anybody goes to a page for it.
     _refuse_faulty(draft)
-    taken = _names(data_dir, database)
-    _refuse_taken(identity, taken)
+    _refuse_taken(draft, data_dir, database)
+    if not client_id.strip():
+        refuse("--client-id must not be empty")
     adopted = None if token_file is None else _adopted(token_file)
     show = _print_code if as_json else _tell_code
     outcome = _carried_out(_Wish(GitHubHost.of(host), client_id, adopted, show))
     login = outcome.linked.account.login
     draft = evolve(draft, name=identity or _name_for(login), host=canonical_host(host), login=login)
-    _refuse_taken(draft.name, taken)
-    store_identity(data_dir, database, draft, outcome.linked.token)
-    _tell_end(draft, outcome.seat, as_json=as_json)
+    stored = store_identity(data_dir, database, draft, outcome.linked.token)
+    _tell_end(stored, outcome.seat, as_json=as_json)
 
 
 def _refuse_faulty(draft: IdentityDraft) -> None:
@@ -122,19 +123,15 @@ def _refuse_faulty(draft: IdentityDraft) -> None:
         refuse("; ".join(f"--{'identity' if one.field == 'name' else one.field} {one.message}" for one in problems))
 
 
-def _names(data_dir: Path, database: str | None) -> frozenset[str]:
+def _refuse_taken(draft: IdentityDraft, data_dir: Path, database: str | None) -> None:
+    """Of a name that is given already, the same account may be linked again; which one it is shows when it is."""
     answer = operate(data_dir, ListIdentities(), database=database)
     if not isinstance(answer, IdentitiesAnswer):
         raise AssertionError("a list is answered with a list")
-    return frozenset(one.name for one in answer.identities)
-
-
-def _refuse_taken(name: str | None, taken: frozenset[str]) -> None:
-    if name in taken:
-        refuse(
-            f"there is an identity {name!r} already: name another with --identity, or end that one first with "
-            f"capi identities remove {name}"
-        )
+    for one in answer.identities:
+        mismatch = evolve(draft, login=one.login or _ANY_NAME).mismatch(one) if one.name == draft.name else None
+        if mismatch is not None:
+            refuse(f"the identity {draft.name!r} {mismatch}")
 
 
 def _adopted(path: Path) -> Secret:
@@ -198,13 +195,13 @@ def _life_s(code: ShowCode) -> int:
     return round(code.expires_at - trio.current_time())
 
 
-def _tell_end(draft: IdentityDraft, seat: CopilotToken | TokenRefusal, *, as_json: bool) -> None:
+def _tell_end(stored: IdentityStatus, seat: CopilotToken | TokenRefusal, *, as_json: bool) -> None:
     problem = seat.problem if isinstance(seat, TokenRefusal) else None
     if as_json:
         said, step = ("ok", None) if problem is None else (problem.value, problem.next_step)
-        _print_line(_Linked(draft.name, draft.login or "", draft.host, draft.owner, said, step))
+        _print_line(_Linked(stored.name, stored.login or "", stored.host, stored.owner, said, step))
         return
-    click.echo(f"Linked {draft.login} at {draft.host} as the identity {draft.name}.")
+    click.echo(f"Linked {stored.login} at {stored.host} as the identity {stored.name}.")
     if problem is not None:
         warn(f"no Copilot token yet: {problem.next_step}")
 

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from capi_core.identities import IdentityDraft
-    from capi_trio.identity_operations import IdentityCommand
+    from capi_trio.identity_operations import IdentityCommand, IdentityStatus
     from capi_trio.upstream import Secret
 
 __all__ = ["identities_commands", "store_identity", "usage_command"]
@@ -39,8 +39,8 @@ __all__ = ["identities_commands", "store_identity", "usage_command"]
 _reason_option = click.option("--reason", help="Is shown with the identity, and goes into the audit log.")
 
 
-def store_identity(data_dir: Path, database: str | None, draft: IdentityDraft, token: Secret) -> None:
-    """Adds an identity that was linked. Ends the process with the reason when it is refused."""
+def store_identity(data_dir: Path, database: str | None, draft: IdentityDraft, token: Secret) -> IdentityStatus:
+    """Adds an identity that was linked, or gives it its new token. Ends the process when that is refused."""
     command = AddIdentity(
         name=draft.name,
         token=token.reveal(),
@@ -49,7 +49,10 @@ def store_identity(data_dir: Path, database: str | None, draft: IdentityDraft, t
         owner=draft.owner,
         max_in_flight=draft.max_in_flight,
     )
-    operate(data_dir, command, database=database)
+    answer = operate(data_dir, command, database=database)
+    if not isinstance(answer, IdentityAnswer):
+        raise AssertionError("an identity that was stored is answered")
+    return answer.identity
 
 
 @click.group("identities")

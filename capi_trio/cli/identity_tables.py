@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from capi_trio.cli.tables import columns, instant
+from capi_trio.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,7 +91,7 @@ def _members(struct: IdentityStatus | SeatStatus) -> list[str]:
             lines.append(f"{name:<20} {'yes' if value else 'no'}")
         elif isinstance(value, int | str):
             dated = name.endswith(("_at", "_until")) and isinstance(value, int)
-            lines.append(f"{name:<20} {instant(int(value)) if dated else value}")
+            lines.append(f"{name:<20} {instant(int(value)) if dated else printable(str(value))}")
     return lines
 
 

@@ -151,6 +151,11 @@ class CopilotTokens:
         return self._state
 
     @property
+    def is_refused(self) -> bool:
+        """Whether whoever asks for a token now is told that there is none."""
+        return self._ended or isinstance(self._schedule.decide(self._now()), Refuse)
+
+    @property
     def secrets(self) -> tuple[bytes, ...]:
         """Every credential of this identity that may be alive, for masking."""
         return (self._github_token.reveal().encode(), *(received.token.encode() for received in self._received))

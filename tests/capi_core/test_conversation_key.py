@@ -67,3 +67,11 @@ def test_a_text_as_input_is_its_own_key() -> None:
 )
 def test_what_has_no_user_in_it_has_no_key(body: bytes) -> None:
     assert conversation_key(Protocol.CHAT, body) is None
+
+
+@pytest.mark.parametrize("before", [1000, 1_000_001], ids=["many", "a-crowd"])
+def test_a_request_of_more_turns_than_any_client_sends_is_not_read_through(before: int) -> None:
+    """One whole body of them would hold up everybody for a second, and cost a gigabyte."""
+    turns = b",".join([*[b"{}"] * before, json.dumps(FIRST).encode()])
+    assert conversation_key(Protocol.CHAT, b'{"messages":[%b]}' % turns) is None
+    assert key(Protocol.CHAT, *[{}] * 999, FIRST) == key(Protocol.CHAT, FIRST)

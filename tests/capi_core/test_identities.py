@@ -13,6 +13,7 @@ from capi_core.identities import (
     IdentityEdit,
     IdentityRecord,
     IdentityState,
+    Standing,
     canonical_host,
     choose,
     is_identity_name,
@@ -290,10 +291,18 @@ def chosen(
     identity: str | None = None,
     sticky: str | None = None,
     loads: Mapping[str, int] | None = None,
+    standings: Mapping[str, Standing] | None = None,
 ) -> str:
     """The name of the one that is chosen, or the problem in words."""
-    busy = loads or {}
-    picked = choose(identities, owner=owner, identity=identity, load=lambda name: busy.get(name, 0), sticky=sticky)
+    busy, known = loads or {}, standings or {}
+    picked = choose(
+        identities,
+        owner=owner,
+        identity=identity,
+        standing=lambda name: known.get(name, Standing.READY),
+        load=lambda name: busy.get(name, 0),
+        sticky=sticky,
+    )
     return name_of(picked)
 
 
@@ -373,12 +382,24 @@ RECORDS = st.builds(
 )
 
 
+def test_one_that_cannot_serve_now_is_left_out_while_another_can() -> None:
+    """It has the least to do because it does nothing, and would draw everything."""
+    a, b = record("a"), record("b")
+    for standing in (Standing.PAUSED, Standing.UNUSABLE):
+        for sticky in (None, "a"):
+            assert chosen(a, b, loads={"b": 9}, standings={"a": standing}, sticky=sticky) == "b"
+    assert chosen(a, b, standings={"a": Standing.UNUSABLE, "b": Standing.PAUSED}) == "b"
+    assert chosen(a, record("b", state=PAUSED), standings={"a": Standing.UNUSABLE}) == "b"
+    assert chosen(a, b, standings=dict.fromkeys("ab", Standing.PAUSED), sticky="b") == "b"
+
+
 @given(
     st.lists(RECORDS, unique_by=lambda found: found.name),
     OWNERS,
     st.none() | st.sampled_from("abcdef"),
     st.none() | st.sampled_from("abcdef"),
     st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 5)),
+    st.dictionaries(st.sampled_from("abcdef"), st.sampled_from(Standing)),
 )
 def test_nobody_rides_a_seat_that_is_not_theirs_not_shared_or_stopped(
     identities: list[IdentityRecord],
@@ -386,9 +407,17 @@ def test_nobody_rides_a_seat_that_is_not_theirs_not_shared_or_stopped(
     identity: str | None,
     sticky: str | None,
     loads: dict[str, int],
+    standings: dict[str, Standing],
 ) -> None:
     def pick(among: list[IdentityRecord]) -> IdentityRecord | Problem:
-        return choose(among, owner=owner, identity=identity, load=lambda name: loads.get(name, 0), sticky=sticky)
+        return choose(
+            among,
+            owner=owner,
+            identity=identity,
+            standing=lambda name: standings.get(name, Standing.READY),
+            load=lambda name: loads.get(name, 0),
+            sticky=sticky,
+        )
 
     picked = pick(identities)
     assert pick(identities[::-1]) == picked, "the order in which they are given does not matter"

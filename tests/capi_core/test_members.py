@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capi_core.errors import LocalError, ProtocolError
-from capi_core.members import JSONObject, MemberRewriter, MembersError
+from capi_core.members import JSONObject, MemberRewriter, MembersError, is_crowded
 
 NEW = b'"a new value"'
 REWRITER = MemberRewriter("model", NEW)
@@ -416,3 +416,8 @@ def test_other_names_are_a_local_error(name: str) -> None:
 def test_a_rewriter_takes_json_text_only(value: bytes) -> None:
     with pytest.raises(LocalError):
         MemberRewriter("model", value)
+
+
+@pytest.mark.parametrize(("elements", "crowded"), [(1, False), (1_000_001, False), (1_000_002, True)])
+def test_more_elements_than_any_client_sends_are_a_crowd(elements: int, crowded: bool) -> None:
+    assert is_crowded(b"[%b]" % b",".join([b"0"] * elements)) is crowded

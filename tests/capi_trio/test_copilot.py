@@ -224,6 +224,26 @@ async def test_a_conversation_stays_where_it_began_and_others_spread(autojump_cl
         assert await world.ask(words="third") == (200, "a")
 
 
+@pytest.mark.parametrize("trouble", ["no-file", "revoked", "paused"])
+async def test_a_seat_that_cannot_serve_draws_nothing_from_one_that_can(
+    autojump_clock: MockClock, trouble: str
+) -> None:
+    """Also no conversation that began on it; and it has its share again when it is well."""
+    world = Scene(identity("a"), identity("b"))
+    if trouble == "no-file":
+        world.book.without_token.add("a")
+    elif trouble == "revoked":
+        world.peer.github.revoke("ghu_a0000000000")
+    async with world.open():
+        await trio.sleep(5)
+        if trouble == "paused":
+            async with world.seat(words="0") as seat:
+                assert seat.identity == "a"
+                seat.heard(429, ((b"retry-after", b"600"),))
+        for number in range(6):
+            assert await world.ask(words=str(number)) == (200, "b")
+
+
 async def test_each_identity_has_its_cap(autojump_clock: MockClock) -> None:
     records = identity("a", owner="Ann"), identity("b", owner="Ben", cap=1)
     async with Scene(*records).open() as world:

@@ -12,6 +12,7 @@ from attrs import evolve
 from structlog.testing import capture_logs
 
 from capi_core.identities import IdentityDraft, IdentityEdit, IdentityRecord, IdentityState
+from capi_trio import identities as module
 from capi_trio.identities import IdentityBook, IdentityChoiceError, IdentityView
 from capi_trio.keyring import CLI, Actor
 from capi_trio.storage.errors import (
@@ -349,6 +350,29 @@ async def test_a_reload_tells_what_another_replica_did_and_nothing_when_that_is_
         assert other.live() == (stopped,)
 
 
+async def test_a_disk_that_takes_no_changes_hides_no_stop_of_another_replica(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing can be left half-made while this process has the directory: there is nothing to sweep."""
+    monkeypatch.setattr(module, "_FOLLOW_S", 0.001)
+
+    def sweep(_: TokenFiles) -> None:
+        raise TokenFileError("a", "the file system is read-only")
+
+    async with open_ring(tmp_path / "data") as ring, trio.open_nursery() as nursery:
+        await add(ring)
+        other = book_of(ring.store, ring.clock, seed=1)
+        await other.load()
+        monkeypatch.setattr(TokenFiles, "sweep", sweep)
+        seen = trio.Event()
+        other.watch(lambda live: seen.set() if live[0].state is IdentityState.STOPPED else None)
+        nursery.start_soon(other.follow)
+        await ring.book.edit("a", STOP, CLI)
+        with trio.fail_after(5):
+            await seen.wait()
+        nursery.cancel_scope.cancel()
+
+
 async def test_following_reloads_and_outlives_a_database_that_is_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
@@ -358,14 +382,14 @@ async def test_following_reloads_and_outlives_a_database_that_is_away(
     outcomes: list[Exception | None] = [None, DatabaseUnavailable("db", "is away"), None, Stopping()]
     times: list[float] = []
 
-    async def load(_: IdentityBook) -> None:
+    async def reload(_: IdentityBook) -> None:
         times.append(trio.current_time())
         outcome = outcomes.pop(0)
         if outcome is not None:
             raise outcome
 
     async with open_ring(tmp_path / "data") as ring:
-        monkeypatch.setattr(IdentityBook, "load", load)
+        monkeypatch.setattr(IdentityBook, "reload", reload)
         began = trio.current_time()
         with capture_logs() as logs, pytest.raises(Stopping):
             await ring.book.follow()

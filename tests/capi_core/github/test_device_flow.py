@@ -248,6 +248,20 @@ NONSENSE = [
 ]
 
 
+def test_a_github_that_only_says_slower_gives_no_code_in_the_end() -> None:
+    """Nothing is on the screen yet, and no code whose end would end it."""
+    flow = new_flow()
+    flow.start()
+    now, pauses = START, []
+    for _ in range(4):
+        then = until(flow.receive(429, b"", now))
+        pauses.append(then - now)
+        now = then
+        flow.poll(now)
+    assert pauses == sorted(pauses)
+    assert flow.receive(429, b"", now) == [Failed(FlowFailure.UNREACHABLE)]
+
+
 @pytest.mark.parametrize(("status", "body"), NONSENSE)
 def test_nonsense_instead_of_a_code_is_tried_again_a_few_times(status: int, body: bytes) -> None:
     flow = new_flow()

@@ -103,6 +103,10 @@ def test_a_plan_without_quotas_is_an_empty_report() -> None:
         ({"quota_reset_date_utc": "soon", "quota_reset_date": "2025-09-01"}, SEPTEMBER),
         ({"limited_user_reset_date": SEPTEMBER}, SEPTEMBER),
         ({"quota_reset_date": ""}, None),
+        ({"limited_user_reset_date": SEPTEMBER * 1000}, None),
+        ({"limited_user_reset_date": -1}, None),
+        ({"quota_reset_date_utc": "9999-12-31T23:59:59-23:00"}, None),
+        ({"quota_reset_date_utc": "0001-01-01T00:00:00+23:00"}, None),
     ],
 )
 def test_the_reset_is_an_instant_however_it_is_written(dates: dict[str, object], instant: float | None) -> None:

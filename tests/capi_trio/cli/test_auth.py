@@ -191,16 +191,50 @@ def test_no_file(terminal: Terminal, tmp_path: Path) -> None:
     assert "cannot be read" in terminal.refused("--adopt", str(tmp_path / "none"), code=2)
 
 
-def test_a_name_that_is_taken_is_refused_before_github_is_asked(terminal: Terminal) -> None:
-    assert terminal.run("--identity", "a").exit_code == 0
+@pytest.mark.parametrize(
+    ("arguments", "host", "said"),
+    [
+        (
+            ("--identity", "a"),
+            "octo.ghe.com",
+            f"the identity 'a' is there already, for demo-octocat at {BASE}:",
+        ),
+        (("--identity", "a", "--owner", "Bob"), BASE, "the identity 'a' is there already, for the owner 'Ann'"),
+    ],
+)
+def test_a_name_that_is_taken_is_refused_before_github_is_asked(
+    terminal: Terminal, arguments: tuple[str, ...], host: str, said: str
+) -> None:
+    assert terminal.run("--identity", "a", "--owner", "Ann").exit_code == 0
     terminal.peer.asked.clear()
-    assert terminal.refused("--identity", "a", code=2).startswith("there is an identity 'a' already: name another")
+    assert terminal.refused(*arguments, code=2, host=host).startswith(said)
     assert terminal.peer.asked == []
 
 
-def test_an_account_that_is_linked_already_is_not_linked_twice_under_its_login(terminal: Terminal) -> None:
-    assert terminal.run().exit_code == 0
-    assert terminal.refused(code=2).endswith("capi identities remove demo-octocat")
+def test_a_name_that_is_another_accounts_keeps_its_token(terminal: Terminal) -> None:
+    assert terminal.run("--identity", "a").exit_code == 0
+    before = terminal.token("a")
+    terminal.github.login = "somebody-else"
+    said = terminal.refused("--identity", "a", code=2)
+    assert said.startswith(f"the identity 'a' is there already, for demo-octocat at {BASE}: remove it first")
+    assert terminal.token("a") == before
+
+
+@pytest.mark.parametrize("arguments", [("--identity", "demo-octocat"), ()])
+def test_an_account_that_is_linked_again_has_a_new_token_and_stays_what_it_was(
+    terminal: Terminal, arguments: tuple[str, ...]
+) -> None:
+    """As `capi identities show` advises when GitHub does not take the token any more."""
+    assert terminal.run("--owner", "Ann").exit_code == 0
+    Capi(terminal.directory).output("identities", "share", "demo-octocat", "--reason", "on call")
+    (before,), token = terminal.identities(), terminal.token("demo-octocat")
+    terminal.github.revoke(token)
+    result = terminal.run("--json", *arguments)
+    assert result.exit_code == 0
+    assert msgspec.json.decode(result.stdout.splitlines()[-1])["owner"] == "Ann"
+    (after,) = terminal.identities()
+    assert (after.id, after.owner, after.share_reason) == (before.id, "Ann", "on call")
+    assert terminal.token("demo-octocat") != token
 
 
 @pytest.mark.parametrize(
@@ -211,6 +245,7 @@ def test_an_account_that_is_linked_already_is_not_linked_twice_under_its_login(t
         ((), "http://github.com", "--host cannot be used"),
         ((), "github.com/path", "--host cannot be used"),
         ((), "evil host", "--host cannot be used"),
+        (("--client-id", ""), BASE, "--client-id must not be empty"),
     ],
 )
 def test_what_cannot_be_stored_is_refused_before_github_is_asked(

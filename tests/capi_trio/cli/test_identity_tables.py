@@ -150,6 +150,11 @@ def test_each_kind_of_each_identity_has_a_row() -> None:
     ]
 
 
+def test_a_seats_plan_does_not_command_the_terminal() -> None:
+    text = one_identity(status(seat=msgspec.structs.replace(SEAT, sku="x\x1b]0;owned\x07")))
+    assert members(text)["sku"] == "x?]0;owned?"
+
+
 @pytest.mark.parametrize("figure", [0, 100, 1_000_000, 10])
 def test_whole_figures_keep_their_zeros(figure: float) -> None:
     assert cells(all_usage([usage(Quota("chat", figure, figure))]))[1][4] == str(figure)
