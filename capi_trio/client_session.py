@@ -13,6 +13,7 @@ from capi_core.conformance import Severity, checker_for
 from capi_core.exchange import Failure
 from capi_core.headers import find
 from capi_trio.client_answers import Answer, Listener
+from capi_trio.client_setup import NO_KEY
 from capi_trio.conform import PROBE_S, judge_error, judge_stream, short_body
 from capi_trio.upstream import UpstreamFailedError
 
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
     from capi_trio.client_requests import Voice
     from capi_trio.upstream import Secret, UpstreamClient, UpstreamResponse
 
-__all__ = ["NO_KEY", "Heard", "Session", "Talk"]
+__all__ = ["Heard", "Session", "Talk"]
 
-NO_KEY: Final = "none"
-"""What a client sends that was given no key: `capi setup` writes the same."""
 _MODELS: Final = "/v1/models"
 _CODE: Final = re.compile(r"[a-z_]{1,48}")
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-__all__ = ["Client", "Gateway", "SetupError", "Shell", "config_path", "merged_config", "shell_text"]
+__all__ = ["NO_KEY", "Client", "Gateway", "SetupError", "Shell", "config_path", "merged_config", "shell_text"]
 
 KEY_VARIABLE: Final = "CAPI_API_KEY"
 
@@ -64,7 +64,7 @@ class _Key:
     file: Path
 
 
-_NO_KEY: Final = "none"
+NO_KEY: Final = "none"
 """Clients insist on a key; a gateway without auth ignores it."""
 
 
@@ -107,7 +107,7 @@ def merged_config(client: Client, gateway: Gateway, existing: str) -> str:
 
 
 def _key(gateway: Gateway) -> str | _Key:
-    return _NO_KEY if gateway.key_file is None else _Key(gateway.key_file)
+    return NO_KEY if gateway.key_file is None else _Key(gateway.key_file)
 
 
 def _claude_models(gateway: Gateway) -> dict[str, str]:
@@ -158,12 +158,12 @@ def _claude_settings(gateway: Gateway) -> _Json:
         "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     }
     if gateway.key_file is None:
-        return {"env": env | {"ANTHROPIC_AUTH_TOKEN": _NO_KEY}}
+        return {"env": env | {"ANTHROPIC_AUTH_TOKEN": NO_KEY}}
     return {"apiKeyHelper": f"cat -- {shlex.quote(str(gateway.key_file))}", "env": env}
 
 
 def _opencode_config(gateway: Gateway) -> _Json:
-    key = _NO_KEY if gateway.key_file is None else f"{{file:{gateway.key_file}}}"
+    key = NO_KEY if gateway.key_file is None else f"{{file:{gateway.key_file}}}"
     names = [name for name in (gateway.model, gateway.small_model) if name is not None]
     provider: _Json = {
         "npm": "@ai-sdk/openai-compatible",

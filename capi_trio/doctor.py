@@ -14,7 +14,7 @@ from attrs import field, frozen
 
 from capi_trio.catalog import decode_model_list
 from capi_trio.client_session import Session
-from capi_trio.doctor_advice import advice_for, said_of
+from capi_trio.doctor_advice import MODELS, advice_for, said_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -145,7 +145,7 @@ class _Visit:
         if self._model in names:
             return Finding(probe, Verdict.OK, f"listed for this key, one of {len(names)}")
         seen = f"not one of the {len(names)} that are listed for this key; asked for all the same"
-        return Finding(probe, Verdict.WARN, seen, "`capi models` lists the names, `capi keys list` what a key may use")
+        return Finding(probe, Verdict.WARN, seen, MODELS)
 
     async def _stream(self, probe: Probe) -> Finding:
         heard = await self._ask(_ASK)

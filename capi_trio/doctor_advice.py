@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from capi_core.protocols.kinds import Protocol
     from capi_trio.client_session import Heard
 
-__all__ = ["advice_for", "said_of"]
+__all__ = ["MODELS", "advice_for", "said_of"]
 
 _FAILURES: Final[Mapping[Failure, str]] = {
     Failure.UNREACHABLE: "start the gateway, or name its address with --url",
     Failure.BROKEN: "look for this request in capi's log; a proxy in between may have cut it",
     Failure.TIMEOUT: "look for this request in capi's log; the upstream may be stuck",
 }
-_MODELS: Final = "`capi models` lists the names, `capi keys list` what a key may use"
+MODELS: Final = "`capi models` lists the names, `capi keys list` what a key may use"
 _UPSTREAM: Final = "the upstream is at fault; capi's log says which and how"
 _CODES: Final[Mapping[str, str]] = {
     "admin_key_unread": "read and delete admin.key.txt in the gateway's data directory",
@@ -29,7 +29,7 @@ _CODES: Final[Mapping[str, str]] = {
     "model_not_allowed": "allow the key this model: `capi keys edit`",
     "rate_limit_exceeded": "wait a minute, or raise the key's limit: `capi keys edit --rpm`",
     "unknown_host": "start the gateway with --allowed-host and the name in --url",
-    "unknown_model": f"`strict` is on, and this is no alias: {_MODELS}",
+    "unknown_model": f"`strict` is on, and this is no alias: {MODELS}",
     "unknown_route": "name the gateway's address with --url, without a path",
     "untranslatable": "use a model whose upstream speaks this client's protocol: docs/protocols.md",
     "upstream_timeout": "the upstream is too slow: raise its time limits, or look at it",
@@ -39,8 +39,8 @@ _CODES: Final[Mapping[str, str]] = {
 _STATUSES: Final[Mapping[int, str]] = {
     400: "its line in capi's log tells who refused it: refused_invalid is capi, upstream_error the model's server",
     401: "the key is unknown, revoked or expired: `capi keys list`; `capi keys create` makes another",
-    403: f"the key may not do this: {_MODELS}",
-    404: f"no such model here: {_MODELS}",
+    403: f"the key may not do this: {MODELS}",
+    404: f"no such model here: {MODELS}",
     413: "raise limits.max_body_bytes",
     429: "too many requests: wait, or raise the limit of the key (`capi keys edit --rpm`) or of the account behind it",
     503: "wait until the gateway has started; its log says what it waits for",

@@ -24,9 +24,8 @@ TRIO: Final = "capi_trio/"
 E2E: Final = "e2e/"
 
 # Capabilities that are still to come, in words.
-QUOTA: Final = "showing what is left of an identity's quota"
 IMAGE: Final = "the container image"
-CAPABILITIES: Final = frozenset({QUOTA, IMAGE})
+CAPABILITIES: Final = frozenset({IMAGE})
 
 
 @frozen
@@ -331,8 +330,12 @@ TRAPS: Final[Mapping[int, Trap]] = {
     ),
     32: Trap(
         "an account without quotas ends the command that shows them; the image runs as root",
-        (),
-        {QUOTA: "accounts of every plan, without quotas too", IMAGE: "it runs as a user of its own"},
+        (
+            f"{CORE}github/test_quota.py::test_a_plan_without_quotas_is_an_empty_report",
+            f"{CORE}github/test_quota.py::test_a_free_plan_gives_totals_and_what_is_left_of_them",
+            f"{TRIO}test_quotas.py::test_a_report_without_figures_is_one_without_quotas",
+        ),
+        {IMAGE: "it runs as a user of its own"},
     ),
     33: Trap(
         "who the client's user is goes to another provider; the log has whole answers",

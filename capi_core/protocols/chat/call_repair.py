@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from capi_core.members import JSONObject, MembersError, decode
+from capi_core.protocols.reading import is_json
 from capi_core.protocols.splice import edit_items, one_line, without
 
 __all__ = ["CallRepair"]
@@ -19,6 +20,7 @@ __all__ = ["CallRepair"]
 
 class _Named(msgspec.Struct, gc=False):
     name: str | None = None
+    arguments: msgspec.Raw = msgspec.Raw()
 
 
 class _Part(msgspec.Struct):
@@ -127,6 +129,9 @@ class CallRepair:
         held = self.held.pop(key, None)
         if key in self._begun or (held is None and not part.id and not part.name):
             return text
+        if held is not None and _is_another(decode(_PART, held)[0], part):
+            self._begin(key)
+            return held + b"," + text
         merged = text if held is None else _merged(JSONObject(held), JSONObject(text))
         whole = decode(_PART, merged)[0]
         waits = bool(part.id or part.name) and not (whole.id and whole.name)
@@ -139,6 +144,19 @@ class CallRepair:
     def _begin(self, key: _Key) -> None:
         if len(self._begun) < _MOST_CALLS:
             self._begun.add(key)
+
+
+def _is_another(held: _Part, part: _Part) -> bool:
+    """Whether the part is no more of the call that waits, but a call of its own at the same index."""
+    if held.id and part.id:
+        return held.id != part.id
+    return bool(held.name and part.name) and (held.name != part.name or _has_arguments(held))
+
+
+def _has_arguments(part: _Part) -> bool:
+    """Whether the arguments are whole: nothing can follow them."""
+    written = bytes(part.function.arguments) if part.function is not None else b""
+    return written.startswith(b'"') and is_json(msgspec.json.decode(written, type=str).encode())
 
 
 def _merged(first: JSONObject, second: JSONObject) -> bytes:

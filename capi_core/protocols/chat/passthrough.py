@@ -167,6 +167,7 @@ class ChatStream(PassedStream):
         self._rewriter = None if self._name is None else MemberRewriter("model", self._name)
         self._swallow_usage = swallow_usage
         self._choices = choices
+        self._begun: set[int] = set()  # the choices that there are: not every server gives as many as it was asked for
         self._finished: dict[int, str] = {}
         self._identity: Identity | None = None
         self._opening: list[tuple[Event, bytes, bytes]] = []
@@ -186,7 +187,7 @@ class ChatStream(PassedStream):
     @override
     def _pass_quiet(self, run: bytes) -> bytes | None:
         """A run of chunks of which nothing is noted but that they came."""
-        if self._identity is None or self._calls.held or self._early_usage:
+        if self._identity is None or self._choices > 1 or self._calls.held or self._early_usage:
             return None
         passed = pass_quiet(run, self._name)
         if passed is None:
@@ -205,7 +206,10 @@ class ChatStream(PassedStream):
             if is_json(data):  # of another shape: the client's reader may know it
                 return self._renamed(event, data, data)
             return self._forward_unreadable(event, data)
-        return self._forward_chunk(event, data, chunk)
+        try:
+            return self._forward_chunk(event, data, chunk)
+        except (msgspec.DecodeError, RecursionError):  # nested just so deeply that it was read once, and not again
+            return self._garbage()
 
     def _forward_chunk(self, event: Event, data: bytes, chunk: _Chunk) -> bytes:
         reports_usage = bool(chunk.usage) and self._note_usage(chunk.usage)
@@ -214,6 +218,8 @@ class ChatStream(PassedStream):
         if says_error(chunk.error):
             self._note_finished(chunk.choices or ())
             self.state, self.error = StreamState.ERRORED, data
+            if self._identity is None:  # nothing of an answer: who knows no more than the error can still be asked anew
+                self._opening.clear()
             return self._opened() + self._renamed(event, data, text)
         if self._identity is None:
             if not chunk.choices and not reports_usage and self._waits(event, data, text):
@@ -229,14 +235,14 @@ class ChatStream(PassedStream):
             chunk, _ = decode(_CHUNK, text)
             if not chunk.choices and not reports_usage:
                 return b""
-        if reports_usage and self._swallow_usage and chunk.choices == []:
+        if reports_usage and self._swallow_usage and not chunk.choices:
             return b""
         if self._calls.held or _TOOL_CALLS in text:
             text = self._calls.repair(text)
         released = self._note_finished(chunk.choices or ())
         self.chunks += 1
         out = released + self._renamed(event, data, text)
-        if reports_usage and chunk.choices == [] and self.state is StreamState.OPEN and self._identity is not None:
+        if reports_usage and not chunk.choices and self.state is StreamState.OPEN and self._identity is not None:
             self._early_usage, out = out, b""
         return out
 
@@ -253,6 +259,8 @@ class ChatStream(PassedStream):
         for choice in choices:
             if choice.finish_reason and self._calls.held:
                 released += self._released(choice.index)
+            if 0 <= choice.index < min(self._choices, _MOST_CHOICES):
+                self._begun.add(choice.index)
             # Some servers write "" for "not yet".
             if choice.finish_reason and 0 <= choice.index < self._choices:
                 self._finished[choice.index] = choice.finish_reason
@@ -306,10 +314,9 @@ class ChatStream(PassedStream):
         out = self._opened()
         if self._identity is None:
             return out
-        for index in range(min(self._choices, _MOST_CHOICES)):
-            if index not in self._finished:
-                reason = b'"tool_calls"' if self._calls.has_calls(index) else b'"stop"'
-                out += self._released(index) + encode(self._identity.chunk(index, reason=reason))
+        for index in sorted(self._begun - self._finished.keys()):
+            reason = b'"tool_calls"' if self._calls.has_calls(index) else b'"stop"'
+            out += self._released(index) + encode(self._identity.chunk(index, reason=reason))
         return out + self._usage_chunk()
 
     @override

@@ -31,7 +31,10 @@ def own_messages(messages: bytes) -> bytes:
     """The array `messages` without carried blobs; every other byte is the client's."""
     if _CARRIED not in messages or not messages.startswith(b"["):
         return messages
-    return edit_items(messages, _own_message)
+    try:
+        return edit_items(messages, _own_message)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):  # as below
+        return messages
 
 
 def _own_message(place: int, text: bytes) -> bytes:

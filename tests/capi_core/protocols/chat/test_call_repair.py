@@ -160,6 +160,36 @@ def test_a_call_without_an_index_is_not_touched() -> None:
     assert delta_of(repair.repair(mixed)) == {"tool_calls": [{"id": "call_1"}]}
 
 
+def named(name: str, arguments: str) -> dict[str, object]:
+    return {"index": 0, "function": {"name": name, "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (named("f", '{"a":1}'), named("g", '{"b":2}')),
+        (named("f", "{}"), named("f", '{"b":2}')),
+        ({"index": 0, "id": "call_1"}, {"index": 0, "id": "call_2", "function": {"arguments": "{}"}}),
+    ],
+    ids=["names", "whole-arguments", "ids"],
+)
+def test_two_calls_at_one_index_are_not_made_one(first: dict[str, object], second: dict[str, object]) -> None:
+    repair = CallRepair()
+    assert delta_of(repair.repair(chunk(first))) == {}
+    assert delta_of(repair.repair(chunk(second))) == {"tool_calls": [first, second]}
+    assert repair.held == {}
+    assert repair.repair(chunk(named("h", "{}"))) == chunk(named("h", "{}"))
+
+
+@pytest.mark.parametrize("arguments", ["", '{"a"'])
+def test_a_name_that_each_part_repeats_is_of_one_call(arguments: str) -> None:
+    repair = CallRepair()
+    assert delta_of(repair.repair(chunk(named("f", arguments)))) == {}
+    assert delta_of(repair.repair(chunk({**named("f", ":1}"), "id": "c"}))) == {
+        "tool_calls": [{**named("f", f"{arguments}:1}}"), "id": "c"}]
+    }
+
+
 def test_what_is_held_is_bounded() -> None:
     repair = CallRepair()
     large = chunk({**ID, "id": "x" * 9000})

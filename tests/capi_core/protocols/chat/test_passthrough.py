@@ -412,8 +412,8 @@ def test_no_chunking_changes_anything(chosen: st.DataObject, name: str, renames:
         (b'{"choices":[],"usage":null}', False),
         (b'{"choices":[]}', False),
         (FILTERED, False),
-        (b'{"choices":null,"usage":{"prompt_tokens":3,"completion_tokens":2}}', False),
-        (b'{"usage":{"prompt_tokens":3,"completion_tokens":2}}', False),
+        (b'{"choices":null,"usage":{"prompt_tokens":3,"completion_tokens":2}}', True),
+        (b'{"usage":{"prompt_tokens":3,"completion_tokens":2}}', True),
         (b'{"choices":[{"index":0,"delta":{}}],"usage":{"prompt_tokens":3,"completion_tokens":2}}', False),
     ],
 )
@@ -886,11 +886,16 @@ def test_an_end_mark_without_a_finish_gets_one_and_a_cut_stream_gets_none(start:
     assert relay(start + ending(b"length") + END_MARK).output == start + ending(b"length") + END_MARK
 
 
-def test_every_choice_that_was_asked_for_gets_its_finish() -> None:
-    seen = relay(HELLO + ending(b"stop") + END_MARK, Settings(choices=3))
-    made = [json.loads(data or b"")["choices"][0] for data in payloads(seen.output)[2:-1]]
+def test_every_choice_that_there_is_gets_its_finish() -> None:
+    """Not those that were asked for and never came: nobody gave those answers."""
+    others = b"".join(HELLO.replace(b'"index":0', b'"index":%d' % index) for index in (2, 1, 2, 7))
+    seen = relay(HELLO + others + ending(b"stop") + END_MARK, Settings(choices=3))
+    made = [json.loads(data or b"")["choices"][0] for data in payloads(seen.output)[6:-1]]
     assert [(choice["index"], choice["finish_reason"]) for choice in made] == [(1, "stop"), (2, "stop")]
-    assert relay(HELLO + END_MARK, Settings(choices=10**18)).output.count(b'"stop"') == 128
+    alone = HELLO + ending(b"stop") + END_MARK
+    assert relay(alone, Settings(choices=3)).output == alone
+    many = b"".join(HELLO.replace(b'"index":0', b'"index":%d' % index) for index in range(200))
+    assert relay(many + END_MARK, Settings(choices=10**18)).output.count(b'"stop"') == 128
 
 
 def test_a_finish_that_is_made_comes_before_the_usage() -> None:
@@ -954,10 +959,35 @@ def test_chunks_before_the_answer_get_its_id() -> None:
 
 
 def test_chunks_before_an_answer_that_never_begins_go_out_at_its_end() -> None:
-    for end in (END_MARK, events(ERROR)):
-        assert relay(events(FILTERED) + end).output == events(FILTERED) + end
+    assert relay(events(FILTERED) + END_MARK).output == events(FILTERED) + END_MARK
     assert relay(events(FILTERED)).output == b""
     assert relay(events(FILTERED, USAGE) + END_MARK).output == events(USAGE, FILTERED) + END_MARK
+
+
+def test_an_error_before_the_answer_comes_alone() -> None:
+    """So that it is seen to be early, and another upstream can be asked."""
+    seen = relay(events(FILTERED, ERROR))
+    assert (seen.output, seen.state, seen.chunks) == (events(ERROR), StreamState.ERRORED, 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "around"),
+    [
+        (b"", b'{"id":%b,"choices":[{"index":0,"delta":{}}]}'),
+        (b"", b'{"x":%b,"choices":[]}'),
+        (HELLO + ending(b"stop"), ending(b"stop")[6:-2].replace(b"{}", b"%b")),
+    ],
+    ids=["id", "nameless", "repeated-finish"],
+)
+def test_no_depth_of_nesting_is_more_than_the_upstreams_fault(before: bytes, around: bytes) -> None:
+    """Some can be read once, and not once more from further down the stack."""
+    for depth in range(700, 1050):
+        stream = ChatStream()
+        stream.receive_data(before)
+        stream.receive_data(events(around % (b"[" * depth + b"]" * depth)))
+        assert stream.state is not StreamState.BROKEN or (
+            stream.failure is not None and stream.failure.status_hint == 502
+        )
 
 
 def test_only_so_many_chunks_wait_for_an_answer() -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from capi_core.protocols.carriage import MARK
 from capi_core.protocols.chat.passthrough import encode_request, read
 from capi_core.protocols.chat.replay import own_messages
 
@@ -39,3 +40,11 @@ def test_a_carried_blob_is_left_out(message: bytes, own: bytes) -> None:
 )
 def test_all_else_stays(messages: bytes) -> None:
     assert own_messages(messages) == messages
+
+
+def test_no_depth_of_nesting_fails() -> None:
+    """Some can be read once, and not once more from further down the stack."""
+    for depth in range(700, 1050):
+        nested = b"[" * depth + b"]" * depth
+        messages = b'[{"reasoning_opaque":"%b","x":%b}]' % (MARK.encode(), nested)
+        assert own_messages(messages) in (messages, b'[{"x":%b}]' % nested)
