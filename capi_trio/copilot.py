@@ -76,6 +76,13 @@ class _Linked:
     github_token: str = field(default="", repr=False)
     tokens: CopilotTokens | None = None
     running: trio.CancelScope = field(factory=trio.CancelScope)
+    _former: tuple[bytes, ...] = field(default=(), repr=False)
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """Its credentials, for masking: also those that were let go while requests that began with them still run."""
+        former = self._former if self.slots.in_flight else ()
+        return former if self.tokens is None else (*former, *self.tokens.secrets)
 
     @property
     def standing(self) -> Standing:
@@ -86,6 +93,7 @@ class _Linked:
     def unlink(self) -> None:
         """Keeps its token alive no longer."""
         self.running.cancel()
+        self._former = self.secrets
         self.tokens = None
 
 
@@ -318,10 +326,13 @@ class CopilotSeats:
         if linked.tokens is None:
             raise NoSeatError(_unusable(linked.record.name))
         try:
-            return await linked.tokens.token()
+            access = await linked.tokens.token()
         except NoTokenError as error:
             retry = None if error.retry_at is None else max(1, round(error.retry_at - self._now_s()))
             raise NoSeatError(evolve(_unusable(linked.record.name), retry_after_s=retry)) from None
+        if self._upstream is None:  # it was taken out in this very moment
+            raise NoSeatError(_unusable(linked.record.name))
+        return access
 
     def target(self, access: CopilotAccess) -> UpstreamTarget:
         """Where that token's Copilot is, and what it is told of us."""
@@ -359,8 +370,8 @@ class CopilotSeats:
     @property
     def secrets(self) -> tuple[bytes, ...]:
         """Every credential of every identity, for masking."""
-        kept = (linked.tokens for linked in self._linked.values())
-        return tuple(secret for tokens in kept if tokens is not None for secret in tokens.secrets)
+        every = (*self._linked.values(), *self._retired.values())
+        return tuple(secret for linked in every for secret in linked.secrets)
 
     def snapshots(self) -> Mapping[str, tuple[TokenState | None, GateSnapshot]]:
         """By the name of each identity: how its token is, `None` while none is kept, and its gate."""

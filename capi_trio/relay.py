@@ -192,7 +192,7 @@ class Relay:
             pass
         if self._outbox_state not in _HANDED_OVER:
             self._cut_short = self._unsent  # judged now: sends to a client that has left just return
-            if self._phase is _Phase.ANSWERED and self._timeouts.drain:
+            if self._phase is _Phase.ANSWERED and self._timeouts.drain and not self._exchange.answered:
                 self._drains = True
                 self._asking.deadline = min(self._asking.deadline, trio.current_time() + self._timeouts.drain)
             else:

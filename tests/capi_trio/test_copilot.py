@@ -468,6 +468,39 @@ async def test_the_kill_switch_refuses_all_and_lets_what_runs_finish(autojump_cl
         assert await world.ask(key(owner="Ann")) == (200, "a")
 
 
+@pytest.mark.parametrize("end", ["stopped", "removed", "linked-again", "upstream-taken-out"])
+async def test_a_credential_is_masked_for_as_long_as_a_request_runs_with_it(
+    autojump_clock: MockClock, end: str
+) -> None:
+    """What the upstream answers may hold it, whatever has become of the seat since."""
+    async with Scene(identity("a")).open() as world:
+        async with world.seat() as seat:
+            token = (find(seat.target.headers, b"authorization") or b"").split()[-1]
+            assert token in world.seats.secrets
+            match end:
+                case "stopped":
+                    world.book.put(identity("a", state=IdentityState.STOPPED))
+                case "removed":
+                    world.book.put(drop="a")
+                case "linked-again":
+                    world.peer.github.link("ghu_again00000000", "a")
+                    world.book.tokens["a"] = "ghu_again00000000"
+                    world.book.put(attrs.evolve(identity("a"), updated_at=1))
+                case _:
+                    world.seats.set_config(Config())
+            await trio.sleep(60)
+            assert token in world.seats.secrets
+        assert token not in world.seats.secrets
+
+
+async def test_an_upstream_that_is_taken_out_just_before_it_is_asked_is_no_fault(autojump_clock: MockClock) -> None:
+    async with Scene(identity("a")).open() as world, world.seat() as seat:
+        world.copilot.set_config(Config())
+        with pytest.raises(NoSeatError) as refused:
+            await seat.renew()
+        assert refused.value.problem.code == "identity_unusable"
+
+
 async def test_identities_come_and_go_while_it_runs(autojump_clock: MockClock) -> None:
     async with Scene(identity("a")).open() as world:
         world.peer.github.link("ghu_new0000000000", "new")

@@ -590,6 +590,16 @@ async def test_it_is_not_read_for_long_and_nobody_else_is_asked(
     assert (result.record.outcome, play.closed_at, len(play.up.asked)) == (Outcome.CLIENT_GONE, ends, 1)
 
 
+@pytest.mark.parametrize("timeouts", [DRAINING, RelayTimeouts(head=100, idle=100)], ids=["drains", "does-not"])
+async def test_a_client_that_has_its_answer_has_not_left_early(
+    autojump_clock: MockClock, timeouts: RelayTimeouts
+) -> None:
+    """It closes at the end mark; the upstream's connection takes a little longer."""
+    play = Play(Reply([chunk("a"), finish(), fakes.usage(3, 4), DONE, 0.5]), timeouts=timeouts)
+    result = await play.run_until(0.2, play.peer.leave)
+    assert (result.record.outcome, result.record.usage is not None) == (Outcome.OK, True)
+
+
 async def test_what_was_not_answered_yet_is_not_waited_for(autojump_clock: MockClock) -> None:
     play = Play(Reply(head_after=20.0), timeouts=DRAINING)
     await play.run_until(2, play.peer.leave)
