@@ -59,6 +59,8 @@ __all__ = ["Gateway", "Snapshot"]
 
 _TEXT: Final = (b"content-type", b"text/plain; charset=utf-8")
 
+_WRAPPING: Final = 8
+"""How many times larger a text may be in an event of ours than it came: escapes, and what is around it."""
 _COUNTED_AT_ONCE: Final = 64 * 1024
 """Bytes of a request whose tokens are counted without a thread: some milliseconds."""
 
@@ -332,7 +334,10 @@ class Gateway:
                 headers=headers,
                 new_request_id=self._new_request_id,
                 now_s=lambda: self._now_ms() // 1000,
-                limits=SessionLimits(waiting_bytes=self._max_body_bytes),
+                limits=SessionLimits(
+                    waiting_bytes=self._max_body_bytes,
+                    event_bytes=_WRAPPING * max(limits.max_event_bytes, limits.max_answer_bytes),
+                ),
             )
             self._sessions.add(session)
             try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["CODINGS", "Inflated"]
 
 _PIECE: Final = 64 * 1024
+_FRAME_HEAD: Final = 2
 CODINGS: Final = frozenset({"gzip", "x-gzip", "deflate"})
 """What can be unpacked (RFC 9110 8.4.1), in small letters."""
 
@@ -37,6 +38,7 @@ class Inflated:
         if coding not in CODINGS:
             self._unwrap = self._refuse
         self._begun = self._full = False
+        self._head = b""
 
     def __aiter__(self) -> Self:
         return self
@@ -67,12 +69,15 @@ class Inflated:
 
     def _first(self, data: bytes) -> bytes:
         """Some mean the bare format by `deflate`, without zlib's frame around it (RFC 9110 8.4.1.2)."""
-        self._unwrap = self._next
+        self._head += data
         try:
-            return self._next(data)
+            piece = self._next(data)
         except zlib.error:
             self._inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-            return self._next(data)
+            piece = self._next(self._head)
+        if len(self._head) >= _FRAME_HEAD:  # only then it is clear which of the two it is
+            self._unwrap = self._next
+        return piece
 
     def _next(self, data: bytes) -> bytes:
         return self._inflater.decompress(data, _PIECE)

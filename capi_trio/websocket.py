@@ -262,13 +262,13 @@ class _Last(msgspec.Struct):
 
 
 class _Output(msgspec.Struct):
-    output: list[msgspec.Raw] = []
+    output: list[msgspec.Raw] | None = None
 
 
 class _Item(msgspec.Struct):
     type: str
     item: msgspec.Raw
-    output_index: int = 0
+    output_index: int | None = None
 
 
 _ITEM: Final = msgspec.json.Decoder(_Item)
@@ -347,7 +347,8 @@ class _Turn:
             elif _ITEM_DONE in text:
                 done = _ITEM.decode(text)
                 if done.type == _ITEM_DONE and len(self._items) < _MOST_ITEMS:
-                    self._items[done.output_index] = bytes(done.item)
+                    place = len(self._items) if done.output_index is None else done.output_index
+                    self._items[place] = bytes(done.item)
 
     def _whole(self, response: bytes) -> bytes:
         """The response with its output: some servers leave that out of the last event (wire.md 1.7)."""

@@ -61,9 +61,12 @@ async def test_no_size_of_the_content_is_special(autojump_clock: MockClock, codi
         assert await unpack(coding, packed(coding, text)) == text
 
 
-async def test_deflate_may_come_without_its_frame(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("cuts", [(), (1,), (1, 2), (2,), (1, 2, 3), (100,)])
+async def test_deflate_may_come_without_its_frame(autojump_clock: MockClock, cuts: tuple[int, ...]) -> None:
+    """A frame shows itself in its second byte only."""
     whole = bare(TEXT)
-    assert await unpack("deflate", whole[:100], whole[100:]) == TEXT
+    chunks = [whole[a:b] for a, b in zip([0, *cuts], [*cuts, len(whole)], strict=True)]
+    assert await unpack("deflate", *chunks) == TEXT
 
 
 @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "gzip,gzip,gzip", "identity, gzip", "x"])

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final
 
 import httpx
+import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
@@ -92,7 +93,14 @@ class World:
             async with self.asking, connect(self.gateway, framing=framing) as self.peer, trio.open_nursery() as nursery:
                 extra = [(name.encode(), value.encode()) for name, value in headers.items()]
                 # The library asks for a socket's stream; it uses what any stream has.
-                opening = wrap_client_stream(nursery, self.peer.end, "localhost", path, extra_headers=extra)  # type: ignore[arg-type]
+                opening = wrap_client_stream(
+                    nursery,
+                    self.peer.end,  # type: ignore[arg-type]
+                    "localhost",
+                    path,
+                    extra_headers=extra,
+                    max_message_size=128 << 20,
+                )
                 yield Socket(await opening)
                 await self.peer.end.aclose()
                 nursery.cancel_scope.cancel()
@@ -179,8 +187,12 @@ async def test_two_turns_on_one_connection(autojump_clock: MockClock) -> None:
     assert {line["transport"] for line in world.logs if line["event"] == "exchange"} == {"websocket"}
 
 
-async def test_an_answer_is_remembered_although_its_last_event_leaves_it_out(autojump_clock: MockClock) -> None:
-    """`output` of `response.completed` is empty at some servers (wire.md 1.7); the next turn has its call anyway."""
+@pytest.mark.parametrize("place", [{"output_index": 0}, {}], ids=["placed", "not-placed"])
+@pytest.mark.parametrize("last", [{"output": []}, {"output": None}, {}], ids=["empty", "null", "none"])
+async def test_an_answer_is_remembered_although_its_last_event_leaves_it_out(
+    autojump_clock: MockClock, last: dict[str, object], place: dict[str, object]
+) -> None:
+    """`output` of `response.completed` is empty at some servers (wire.md 1.7); the next turn has its calls anyway."""
     call = {
         "type": "function_call",
         "id": "fc_1",
@@ -191,9 +203,10 @@ async def test_an_answer_is_remembered_although_its_last_event_leaves_it_out(aut
     }
     events = [
         CREATED,
-        event("response.output_item.added", output_index=0, item=call),
-        event("response.output_item.done", output_index=0, item=call),
-        completed(),
+        event("response.output_item.added", **place, item=call),
+        event("response.output_item.done", **place, item=call),
+        event("response.output_item.done", **dict.fromkeys(place, 1), item={**call, "id": "fc_2", "call_id": "d"}),
+        event("response.completed", response={"id": "resp_1", "object": "response", "status": "completed", **last}),
     ]
     world = World(Reply([numbered(events)]), Reply([said("done", "resp_b")]))
     async with world.open() as socket:
@@ -202,7 +215,7 @@ async def test_an_answer_is_remembered_although_its_last_event_leaves_it_out(aut
         await socket.turn(input=[output], previous_response_id="resp_1")
     given = world.asked(1)["input"]
     assert isinstance(given, list)
-    assert [item["type"] for item in given] == ["message", "function_call", "function_call_output"]
+    assert [item["type"] for item in given] == ["message", "function_call", "function_call", "function_call_output"]
 
 
 async def test_a_client_that_goes_on_after_it_was_told_the_end_is_cut_off(autojump_clock: MockClock) -> None:
@@ -302,6 +315,17 @@ async def test_an_odd_event_of_the_upstream_is_no_answer_to_remember(autojump_cl
     async with World(Reply([numbered([CREATED, odd, failed])])).open() as socket:
         assert [frame["type"] for frame in await socket.turn(input="1")][1] == "codex.rate_limits"
         assert code((await socket.turn(input="2", previous_response_id="resp_1"))[-1]) == "previous_response_not_found"
+
+
+async def test_an_event_as_large_as_the_limits_allow_arrives(autojump_clock: MockClock) -> None:
+    limits = LimitsConfig(max_event_bytes=80 << 20)
+    delta = event("response.output_text.delta", item_id="i", output_index=0, content_index=0, delta="x" * (66 << 20))
+    world = World(
+        Reply([numbered([CREATED, delta, completed()])]), config=msgspec.structs.replace(CONFIG, limits=limits)
+    )
+    async with world.open() as socket:
+        frames = await socket.turn(input="1")
+    assert [len(str(frame.get("delta", ""))) >> 20 for frame in frames] == [0, 66, 0]
 
 
 async def test_lanes_run_beside_each_other_and_each_in_order(autojump_clock: MockClock) -> None:

@@ -33,7 +33,7 @@ _NOTHING: Final = Usage(uncached_input=0, cache_read=0, output=0, reasoning=0)
 
 
 class _Response(msgspec.Struct):
-    output: list[msgspec.Raw] = []
+    output: list[msgspec.Raw] | None = None
 
 
 _INPUT: Final = msgspec.json.Decoder(str | list[msgspec.Raw] | None)
@@ -63,7 +63,7 @@ class ResponseHistory:
         if _previous(document) is not None:
             return
         output = read_json(_RESPONSE, response, "$.response", status=502).output
-        items = b",".join(part for part in (_items(document), _joined(output)) if part)
+        items = b",".join(part for part in (_items(document), _joined(output or [])) if part)
         self._forget(response_id)
         self._conversations[response_id] = items
         self._held += len(items)

@@ -44,6 +44,13 @@ def test_the_way_of_codex_warm_up_then_only_what_is_new() -> None:
     assert expanded(history, previous_response_id="resp_2")["input"] == [*said, call]
 
 
+def test_a_response_that_says_nothing_of_its_output_has_none() -> None:
+    history = ResponseHistory()
+    for text in (b'{"id":"r"}', b'{"id":"r","output":null}'):
+        history.remember("r", document(input=[]), text)
+        assert expanded(history, previous_response_id="r", input=[])["input"] == []
+
+
 def test_a_request_that_refers_to_nothing_is_not_touched() -> None:
     plain = document(input="x", previous_response_id=None)
     assert ResponseHistory().expand(plain) is plain
